@@ -1,0 +1,294 @@
+"""The job file: what a person writes, as pydantic models. Parsing only, no I/O.
+
+Unknown keys are errors that name the nearest known one; duplicate YAML keys are errors.
+A job file is trusted like code.
+"""
+
+from __future__ import annotations
+
+import difflib
+import posixpath
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from tokenmill.schemas.errors import JobError
+
+Format = Literal["text", "jsonl", "parquet", "webdataset", "files"]
+MIB = 1 << 20
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}\Z", re.IGNORECASE)
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Source(_Model):
+    """Where samples come from."""
+
+    uri: str | list[str]
+    """A folder, a file or a glob (`*`, `**`, `?`), local or `s3://`; or a list of these."""
+    format: Format
+    """text: one sample per file; jsonl (plain, .gz, .zst); parquet; webdataset (tar); files:
+    objects of the same stem are one sample, fields by extension."""
+    by: Literal["file", "line"] = "file"
+    """For `format: text`: one sample per file, or one per line."""
+    key: str | None = None
+    """For jsonl and parquet: the field that people see as a sample's key."""
+    identity: Literal["version", "content", "path"] = "version"
+    """What makes an input a new one: its version (etag; size, mtime and inode), its content, or
+    nothing but its path."""
+    include: list[str] = []
+    """For folders: only relative paths that match one of these globs (`**/*.py`)."""
+    exclude: list[str] = []
+    """Relative paths that match one of these globs are left out."""
+    max_sample_bytes: int = Field(default=64 * MIB, ge=1)
+    """A larger sample is quarantined as `too-large` without being held in memory."""
+    unit_bytes: int = Field(default=64 * MIB, ge=1)
+    """About how much of the source one work unit takes: a few minutes of work or less."""
+    unit_inputs: int = Field(default=4096, ge=1)
+    """At most so many inputs in one work unit."""
+
+    @property
+    def uris(self) -> list[str]:
+        return [self.uri] if isinstance(self.uri, str) else list(self.uri)
+
+
+class Stream(_Model):
+    """One named token sequence of every sample."""
+
+    tokenizer: str
+    """Name of a tokenizer: `tokenmill tokenizers` lists them."""
+    field: str | None = None
+    """The source's field that the tokenizer reads; may be left out where the source has one."""
+    fields: dict[str, str] = {}
+    """Tokenizer role -> source field, where there are several."""
+    output: str | None = None
+    """One of the tokenizer's outputs, where it has several."""
+    checkpoint: str | None = None
+    """Path or URI of the weights or vocabulary."""
+    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
+    """Checked after fetching and before parsing."""
+    config: dict[str, Any] = {}
+    """The tokenizer's own settings; part of the recipe."""
+    required: bool = False
+    """A sample without the field is quarantined (true) or `absent` (false)."""
+    encoding: Literal["auto", "plain", "zstd"] = "auto"
+    """How ids lie in shards; auto measures the first block."""
+    runtime_env: dict[str, Any] = {}
+    """Ray runtime environment of this stream's workers."""
+
+    @model_validator(mode="after")
+    def _one_way_of_naming_fields(self) -> Stream:
+        if self.field is not None and self.fields:
+            raise ValueError("give either `field` or `fields`, not both")
+        return self
+
+
+class Pipeline(_Model):
+    source: Source
+    streams: dict[str, Stream] = Field(min_length=1)
+
+    @field_validator("streams")
+    @classmethod
+    def _names(cls, value: dict[str, Stream]) -> dict[str, Stream]:
+        _check_names(value, "stream")
+        return value
+
+
+class Workers(_Model):
+    min: int = Field(default=0, ge=0)
+    max: int | None = Field(default=None, ge=1)
+    """Left out: as many as the CPUs (or GPUs) allow."""
+
+
+class Resources(_Model):
+    """What one worker of a stream takes."""
+
+    gpus_per_worker: float = Field(default=0, ge=0)
+    cpus_per_worker: float = Field(default=1, ge=0)
+    workers: Workers = Workers()
+
+
+class Policy(_Model):
+    quarantine_share: float = Field(default=0.05, ge=0, le=1)
+    """A run that quarantines more of its samples ends with exit code 1."""
+    attempts: int = Field(default=3, ge=1)
+    """How often a task may lose its worker before its suspects are quarantined or the run stops."""
+    licences: list[Literal["permissive", "non-commercial", "restricted", "unknown"]] = [
+        "permissive",
+        "unknown",
+    ]
+    """Use policies of tokenizers and weights that this job accepts."""
+    store_patience: float = Field(default=600, ge=0)
+    """Seconds that a store may fail in a row before the run stops with exit code 3."""
+
+
+class Limits(_Model):
+    gpu_hours: float | None = Field(default=None, gt=0)
+    minutes: float | None = Field(default=None, gt=0)
+    until: str | None = Field(default=None, pattern=r"^([01]\d|2[0-3]):[0-5]\d$")
+    """A local time of day; a graceful stop: what is finished is committed, exit 4."""
+
+
+class Job(_Model):
+    name: str
+    """People see it in `runs` and in the lease."""
+    store: str
+    """Where shards and ledger go: a folder or `s3://bucket/prefix`."""
+    pipelines: dict[str, Pipeline] = Field(min_length=1)
+    resources: dict[str, Resources] = {}
+    """By stream name."""
+    policy: Policy = Policy()
+    limits: Limits = Limits()
+
+    @field_validator("name")
+    @classmethod
+    def _name(cls, value: str) -> str:
+        _check_names([value], "job")
+        return value
+
+    @field_validator("pipelines")
+    @classmethod
+    def _names(cls, value: dict[str, Pipeline]) -> dict[str, Pipeline]:
+        _check_names(value, "pipeline")
+        return value
+
+    @model_validator(mode="after")
+    def _resources_name_streams(self) -> Job:
+        streams = {name for p in self.pipelines.values() for name in p.streams}
+        for name in self.resources:
+            if name not in streams:
+                hint = nearest(name, streams)
+                raise ValueError(f"resources: no stream is called {name!r}{hint}")
+        return self
+
+
+def _check_names(names: Any, what: str) -> None:
+    for name in names:
+        if not _NAME.match(name):
+            raise ValueError(
+                f"{what} name {name!r}: 1 to 63 letters, digits, '.', '_' and '-', "
+                "beginning with a letter or digit"
+            )
+
+
+def nearest(word: str, known: Any) -> str:
+    """`; did you mean 'x'?` or `; known: a, b` or nothing: the tail of an error message."""
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known: {', '.join(known)}" if known else ""
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """SafeLoader that refuses a mapping with the same key twice (PyYAML keeps the last)."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, (str, int, float, bool)) and key in seen:
+                mark = key_node.start_mark
+                raise JobError(
+                    f"the key {key!r} stands twice in one mapping",
+                    where=f"{mark.name}, line {mark.line + 1}",
+                    why="YAML would silently keep the last one",
+                    remedy="rename or remove one of them",
+                )
+            if isinstance(key, (str, int, float, bool)):
+                seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def parse_job(text: str, *, name: str, folder: str) -> Job:
+    """The job in the YAML `text` of the file `name`; relative paths start at `folder`.
+
+    Raises JobError with file, field, value and remedy.
+    """
+    try:
+        loader = _UniqueKeys(text)
+        loader.name = name
+        try:
+            data = loader.get_single_data()
+        finally:
+            loader.dispose()
+    except yaml.YAMLError as error:
+        raise JobError("the job file is not YAML", where=name, why=str(error)) from None
+    if not isinstance(data, dict):
+        raise JobError(
+            "the job file is not a mapping", where=name, remedy="`tokenmill init` writes an example"
+        )
+    try:
+        job = Job.model_validate(data)
+    except ValidationError as error:
+        raise JobError(
+            "the job file is not valid",
+            where=name,
+            why="\n       ".join(_explain(error)),
+            remedy="`tokenmill init` writes a commented example",
+        ) from None
+    return _resolve(job, folder)
+
+
+def _explain(error: ValidationError) -> Iterator[str]:
+    for item in error.errors():
+        path = [str(part) for part in item["loc"]]
+        where = ".".join(path) or "(the job)"
+        if item["type"] == "extra_forbidden":
+            yield f"{where}: unknown key{nearest(path[-1], _keys_at(path[:-1]))}"
+        elif item["type"] == "missing":
+            yield f"{where}: is missing"
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            shown = repr(item["input"])
+            value = (
+                f" (given: {shown})" if len(shown) < 80 and item["type"] != "value_error" else ""
+            )
+            yield f"{where}: {message}{value}"
+
+
+def _keys_at(path: list[str]) -> list[str]:
+    model: Any = Job
+    steps = {
+        ("pipelines",): Pipeline,
+        ("source",): Source,
+        ("streams",): Stream,
+        ("resources",): Resources,
+        ("workers",): Workers,
+        ("policy",): Policy,
+        ("limits",): Limits,
+    }
+    for part in path:
+        model = steps.get((part,), model)
+    return list(model.model_fields)
+
+
+def _resolve(job: Job, folder: str) -> Job:
+    def absolute(path: str) -> str:
+        if "://" in path or not path:
+            return path
+        return posixpath.normpath(posixpath.join(folder, posixpath.expanduser(path)))
+
+    pipelines = {}
+    for name, pipeline in job.pipelines.items():
+        uris = [absolute(u) for u in pipeline.source.uris]
+        source = pipeline.source.model_copy(update={"uri": uris[0] if len(uris) == 1 else uris})
+        streams = {
+            s: v.model_copy(update={"checkpoint": absolute(v.checkpoint)}) if v.checkpoint else v
+            for s, v in pipeline.streams.items()
+        }
+        pipelines[name] = pipeline.model_copy(update={"source": source, "streams": streams})
+    return job.model_copy(update={"store": absolute(job.store), "pipelines": pipelines})
+
+
+def job_json_schema() -> Mapping[str, Any]:
+    """The JSON Schema of the job file, for editors."""
+    schema = Job.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "tokenmill job file"
+    return schema

@@ -1,0 +1,1 @@
+"""Sources: one module per format, and the listing that they share."""

@@ -1,0 +1,1 @@
+"""Tokenizer plug-ins that ship with tokenmill; others come by the group tokenmill.tokenizers."""
