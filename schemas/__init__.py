@@ -1,4 +1,4 @@
-"""Contracts: job file, identities, work unit, tokenizer protocol and descriptor, shard schema, ledger rows, errors.
+"""Contracts: job file, identities, work unit, tokenizer protocol, shard, ledger rows, errors.
 
 Imports nothing of ours; no torch, no ray, no I/O.
 """
