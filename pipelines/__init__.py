@@ -1,4 +1,4 @@
-"""What runs on the driver: plan and coordinator (pure), the Ray and the local loop, the verbs, the CLI.
+"""What runs on the driver: plan and coordinator (pure), the loop, two executors, verbs, CLI.
 
 May import everything below it.
 """

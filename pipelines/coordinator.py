@@ -85,6 +85,14 @@ class Replanned:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ReplanPostponed:
+    """The places could not be looked at: the store or the source did not answer."""
+
+    decision: Replan
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class StopAsked:
     why: str
     exit_code: int = 4
@@ -103,6 +111,7 @@ Event = (
     | Committed
     | CommitPostponed
     | Replanned
+    | ReplanPostponed
     | StopAsked
     | Tick
 )
@@ -258,6 +267,7 @@ class Coordinator:
         self._failed_starts: dict[Pool, int] = {}
         self._replans: dict[str, int] = {}
         self._replanning = 0
+        self._postponed: list[Replan] = []
         self._abandoned: list[str] = []
         self.counts = Counts()
 
@@ -312,6 +322,9 @@ class Coordinator:
             case Replanned():
                 self._replanning -= 1
                 self.add(event.tasks)
+            case ReplanPostponed():
+                self._postponed.append(event.decision)
+                self._store_fails(event.why, now)
             case StopAsked():
                 self._stop = self._stop or event
             case Tick():
@@ -490,17 +503,14 @@ class Coordinator:
     def _on_committed(self, event: Committed) -> Iterator[Decision]:
         self._committing.discard(event.pipeline)
         self._store_works()
-        dropped = set(event.dropped)
+        for unit, stream in event.committed:
+            del self._work[event.pipeline, unit, stream]
+            self.counts.committed += 1
         uris: set[str] = set()
-        for name in [n for n, w in self._work.items() if w.state == "committing"]:
-            if name[0] != event.pipeline:
-                continue
-            work = self._work.pop(name)
-            if (name[1], name[2]) in dropped:
-                uris.update(s.input.uri for s in work.new.unit.spans)
-                self._uncount(work.result)
-            else:
-                self.counts.committed += 1
+        for unit, stream in event.dropped:
+            work = self._work.pop((event.pipeline, unit, stream))
+            uris.update(s.input.uri for s in work.new.unit.spans)
+            self._uncount(work.result)
         if uris:
             self._replanning += 1
             yield Replan(pipeline=event.pipeline, uris=tuple(sorted(uris)))
@@ -554,6 +564,8 @@ class Coordinator:
         if now >= self._paused_until:
             yield from self._commits(now)
         if self._stop is None and now >= self._paused_until:
+            yield from self._postponed
+            self._postponed = []
             yield from self._assign()
             yield from self._resize()
         yield from self._end()

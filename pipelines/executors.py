@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait
 from typing import Protocol
 
+from tokenmill.workers.local import LocalWorker
+
 from tokenmill.pipelines.coordinator import (
     Answered,
     Event,
@@ -21,9 +23,8 @@ from tokenmill.pipelines.coordinator import (
     WorkerReady,
 )
 from tokenmill.schemas.job import Job
+from tokenmill.schemas.tokenizer import WorkerFacts
 from tokenmill.schemas.work import FailureClass, Task
-from tokenmill.schemas.worker import WorkerFacts
-from tokenmill.workers.local import LocalWorker
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -102,10 +102,7 @@ def cut(
         if length > unit_bytes and splittable(span.input):
             parts = -(-length // unit_bytes)
             bounds = [span.start + length * k // parts for k in range(parts + 1)]
-            pieces = [
-                Span(input=span.input, start=a, end=b)
-                for a, b in pairwise(bounds)
-            ]
+            pieces = [Span(input=span.input, start=a, end=b) for a, b in pairwise(bounds)]
         else:
             pieces = [span]
         for piece in pieces:

@@ -1,0 +1,213 @@
+"""Workers as Ray actors: pinned to their CPUs and GPUs, each stream with its own runtime_env.
+
+Only Ray *core*: actors are long-lived, units are planned before launch, and only small records
+cross the object store (design section 3). The head node needs no CPUs.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import exceptions as ray_errors
+from tokenmill.workers.actor import TokenizerActor
+from tokenmill.workers.inflight import read_page
+
+from tokenmill.pipelines.coordinator import (
+    SLOTS,
+    Answered,
+    Event,
+    Pool,
+    WorkerFailed,
+    WorkerLost,
+    WorkerReady,
+)
+from tokenmill.pipelines.executors import Running
+from tokenmill.schemas.errors import StoreError, TokenmillError
+from tokenmill.schemas.job import Job, Resources
+from tokenmill.schemas.tokenizer import WorkerFacts
+from tokenmill.schemas.work import FailureClass, Task
+
+# The object store carries only small records; the default of 30 % of memory is pages wasted.
+OBJECT_STORE_BYTES = 128 << 20
+PROGRESS_SECONDS = 1.0
+
+
+def connect(address: str | None) -> None:
+    """Join the cluster at `address` (auto, host:port, ray://…) or start one on this machine.
+
+    Authentication is Ray's: `RAY_AUTH_MODE` and `RAY_AUTH_TOKEN_PATH` are honoured when set. Unset,
+    a cluster of our own is started without token, so that it leaves no token file behind that
+    would turn a later `ray start` on this machine token-only.
+    """
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # stdout belongs to our progress and JSON lines
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+    if ray.is_initialized():
+        return
+    try:
+        if address and address != "local":
+            ray.init(address=address, **common)
+        else:
+            ray.init(
+                address="local",
+                num_cpus=len(os.sched_getaffinity(0)),
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                **common,
+            )
+    except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
+        raise StoreError(
+            "cannot reach a Ray cluster" if address else "cannot start Ray on this machine",
+            where=address or "local",
+            why=str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__,
+            remedy="check --address (`ray status` there), or run with --executor local",
+        ) from error
+
+
+class RayExecutor:
+    """See `Executor`. Owns the cluster only where it started it."""
+
+    name = "ray"
+
+    def __init__(self, job: Job, address: str | None = None) -> None:
+        self._job = job
+        self._ours = not ray.is_initialized()
+        connect(address)
+        resources = ray.cluster_resources()
+        self.cpus = float(resources.get("CPU", 0))
+        self.gpus = float(resources.get("GPU", 0))
+        self._actors: dict[int, Any] = {}
+        self._pools: dict[int, Pool] = {}
+        self._pages: dict[int, str] = {}
+        self._refs: dict[Any, tuple[str, int]] = {}
+        self._facts: dict[Pool, WorkerFacts] = {}
+        self._nodes: dict[int, str] = {}
+        self._running: dict[int, Running] = {}
+        # pages lie in the node's own temporary folder: read back where this is that node
+        self._page_folder = Path(tempfile.gettempdir()) / f"tokenmill-{uuid.uuid4().hex[:12]}"
+
+    def start(self, worker: int, pool: Pool) -> None:
+        need = self._job.resources.get(pool[1], Resources())
+        stream = self._job.pipelines[pool[0]].streams[pool[1]]
+        page = str(self._page_folder / f"{worker}.page")
+        actor = TokenizerActor.options(  # type: ignore[attr-defined]
+            # a machine with fewer CPUs than a worker asks for still does the work
+            num_cpus=min(need.cpus_per_worker, self.cpus) if self.cpus else need.cpus_per_worker,
+            num_gpus=need.gpus_per_worker,
+            max_concurrency=SLOTS + 2,  # beside the slots: facts and progress
+            max_restarts=0,  # the coordinator decides what a death costs
+            runtime_env=stream.runtime_env or None,
+        ).remote(self._job, pool[0], pool[1], page)
+        self._actors[worker], self._pools[worker], self._pages[worker] = actor, pool, page
+        self._refs[actor.facts.remote()] = ("facts", worker)
+        self._refs[actor.node.remote()] = ("node", worker)
+
+    def assign(self, worker: int, task: Task) -> None:
+        actor = self._actors[worker]
+        self._refs[actor.run.remote(task)] = ("run", worker)
+
+    def stop(self, worker: int) -> None:
+        actor = self._actors.pop(worker, None)
+        if actor is not None:
+            ray.kill(actor, no_restart=True)
+        self._forget(worker)
+
+    def wait(self, timeout: float) -> list[Event]:
+        if not self._refs:
+            return []
+        ready, _ = ray.wait(
+            list(self._refs), num_returns=len(self._refs), timeout=0, fetch_local=True
+        )
+        if not ready:
+            ready, _ = ray.wait(list(self._refs), num_returns=1, timeout=timeout)
+        events: list[Event] = []
+        for ref in ready:
+            what, worker = self._refs.pop(ref, ("", -1))
+            if worker in self._actors:
+                events += self._receive(ref, what, worker)
+        return events
+
+    def _receive(self, ref: Any, what: str, worker: int) -> list[Event]:
+        pool = self._pools[worker]
+        try:
+            value = ray.get(ref)
+        except ray_errors.RayTaskError as error:
+            cause = error.cause if isinstance(error.cause, Exception) else error
+            return [WorkerFailed(worker=worker, error=cause)]
+        except ray_errors.RuntimeEnvSetupError as error:
+            return [WorkerFailed(worker=worker, error=_runtime_env_error(pool, error))]
+        except (ray_errors.RayActorError, ray_errors.WorkerCrashedError) as error:
+            if isinstance(error.__cause__, TokenmillError):
+                return [WorkerFailed(worker=worker, error=error.__cause__)]
+            return self._lost(worker, error)
+        match what:
+            case "facts":
+                self._facts[pool] = value
+                return [WorkerReady(worker=worker)]
+            case "node":
+                self._nodes[worker] = value
+            case "run":
+                self._running.pop(worker, None)
+                return [Answered(worker=worker, pipeline=pool[0], answer=value)]
+            case "progress":
+                self._running[worker] = Running(
+                    samples=sum(s for s, _ in value.values()),
+                    tokens=sum(t for _, t in value.values()),
+                )
+        return []
+
+    def _lost(self, worker: int, error: Exception) -> list[Event]:
+        creation = getattr(error, "cause", None)
+        if isinstance(creation, TokenmillError):  # raised by the actor's __init__
+            return [WorkerFailed(worker=worker, error=creation)]
+        place = isinstance(error, ray_errors.ActorUnavailableError) or self._node_gone(worker)
+        in_flight = () if place else read_page(Path(self._pages[worker]))
+        self.stop(worker)
+        why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        kind = FailureClass.PLACE if place else FailureClass.WORKER
+        return [WorkerLost(worker=worker, kind=kind, why=why, in_flight=in_flight)]
+
+    def _node_gone(self, worker: int) -> bool:
+        node = self._nodes.get(worker)
+        if node is None:
+            return False
+        return any(n["NodeID"] == node and not n["Alive"] for n in ray.nodes())
+
+    def _forget(self, worker: int) -> None:
+        self._running.pop(worker, None)
+        for ref in [r for r, (_, w) in self._refs.items() if w == worker]:
+            del self._refs[ref]
+
+    def facts(self) -> Mapping[Pool, WorkerFacts]:
+        return self._facts
+
+    def running(self) -> Running:
+        """As the actors last said; asks them again for the next time."""
+        asked = {w for what, w in self._refs.values() if what == "progress"}
+        busy = {w for what, w in self._refs.values() if what == "run"}
+        for worker in busy - asked:
+            self._refs[self._actors[worker].progress.remote()] = ("progress", worker)
+        values = self._running.values()
+        return Running(samples=sum(r.samples for r in values), tokens=sum(r.tokens for r in values))
+
+    def close(self) -> None:
+        for worker in list(self._actors):
+            self.stop(worker)
+        if self._ours:
+            ray.shutdown()
+
+
+def _runtime_env_error(pool: Pool, error: Exception) -> TokenmillError:
+    return StoreError(
+        f"the runtime environment of stream {pool[1]!r} cannot be set up",
+        where=f"pipelines.{pool[0]}.streams.{pool[1]}.runtime_env",
+        why=str(error).strip().splitlines()[0],
+        remedy="check its pip or conda requirements against the cluster's nodes",
+    )

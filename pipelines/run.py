@@ -1,0 +1,174 @@
+"""The main verb: list, plan, tasks, shards, commit. `dry_run` stops after the plan."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+from tokenmill.store.lease import Lease
+from tokenmill.store.ledger import Ledger
+
+from tokenmill.pipelines.coordinator import Coordinator, Counts, Finish, NewTask
+from tokenmill.pipelines.executors import Executor
+from tokenmill.pipelines.loop import Committer, Stops, Watcher, drive
+from tokenmill.pipelines.plan import Plan
+from tokenmill.pipelines.session import Options, Session, refuse_outdated
+from tokenmill.schemas.job import Job
+from tokenmill.schemas.tokenizer import WorkerFacts
+
+Say = Callable[[str], None]
+
+
+@dataclass(kw_only=True)
+class Report:
+    """How a run ended; `exit_code` as in the README."""
+
+    run: str
+    store: str
+    exit_code: int = 0
+    why: str = ""
+    error: Exception | None = None
+    plans: Mapping[str, Plan] = field(default_factory=dict)
+    counts: Counts = field(default_factory=Counts)
+    start_seconds: float = 0.0  # until the first task could go out
+    work_seconds: float = 0.0
+
+    @property
+    def nothing_new(self) -> bool:
+        return not any(p.tasks for p in self.plans.values())
+
+
+def dry_run(job: Job, options: Options) -> tuple[Report, Mapping[str, WorkerFacts]]:
+    """What `run` would do; writes nothing."""
+    session = Session(job, options)
+    with ExitStack() as stack:
+        executor = session.executor()
+        stack.callback(executor.close)
+        session.probe(executor, session.limits(executor))
+        session.check_fields()
+        ledger = session.existing_ledger()
+        plans = session.plan(ledger)
+        report = Report(run="", store=session.access.uri)
+        report.plans = {name: made for name, (made, _) in plans.items()}
+        facts = {f"{p}/{s}": f for (p, s), f in session.facts.items()}
+        if ledger is not None and not options.retokenize:
+            refuse_outdated(plans, session, ledger)
+        return report, facts
+
+
+def run(job: Job, options: Options, *, watch: Watcher, say: Say) -> Report:
+    """Tokenize what the ledger does not cover yet.
+
+    Raises TokenmillError for what cannot begin; how a run that began has ended is in the report.
+    """
+    began = time.monotonic()
+    run_id = f"{job.name}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{uuid.uuid4().hex[:6]}"
+    session = Session(job, options)
+    session.access.check()
+    report = Report(run=run_id, store=session.access.uri)
+    with ExitStack() as stack:
+        leases = [stack.enter_context(x) for x in _leases(session, run_id)]
+        executor = session.executor()
+        stack.callback(executor.close)
+        limits = session.limits(executor)
+        session.probe(executor, limits)
+        session.check_fields()
+        ledger = Ledger.open(session.access, create=True)
+        plans = session.plan(ledger)
+        report.plans = {name: made for name, (made, _) in plans.items()}
+        if not options.retokenize:
+            refuse_outdated(plans, session, ledger)
+        coordinator = Coordinator(
+            run=run_id,
+            pools=limits,
+            cpus=executor.cpus,
+            gpus=executor.gpus,
+            attempts=job.policy.attempts,
+            store_patience=job.policy.store_patience,
+        )
+        coordinator.add(session.tasks(plans))
+        for worker, pool in session.kept.items():
+            coordinator.adopt(worker, pool)
+        report.start_seconds = time.monotonic() - began
+        stops = Stops(job.limits, lost=lambda: any(x.lost for x in leases), gpus=executor.gpus)
+        with stops.signals():
+            finish = _drive(session, executor, coordinator, ledger, report, stops, watch, say)
+        report.counts = coordinator.counts
+        report.work_seconds = time.monotonic() - began - report.start_seconds
+        _judge(job, report, finish)
+        _finish_runs(ledger, report)
+    return report
+
+
+def _leases(session: Session, run_id: str) -> list[Lease]:
+    if not session.options.lease:
+        return []
+    holder = {"host": socket.gethostname(), "pid": os.getpid(), "run": run_id}
+    return [Lease.acquire(session.access, name, holder) for name in sorted(session.job.pipelines)]
+
+
+def _drive(
+    session: Session,
+    executor: Executor,
+    coordinator: Coordinator,
+    ledger: Ledger,
+    report: Report,
+    stops: Stops,
+    watch: Watcher,
+    say: Say,
+) -> Finish:
+    facts: dict[str, dict[str, WorkerFacts]] = defaultdict(dict)
+    for (pipeline, stream), found in session.facts.items():
+        facts[pipeline][stream] = found
+
+    def replan(pipeline: str, uris: Sequence[str]) -> Sequence[NewTask]:
+        say(f"planning again: {len(uris)} input(s) of {pipeline!r} changed or were done elsewhere")
+        return list(session.tasks(session.plan(ledger, only=(pipeline, uris))))
+
+    committer = Committer(
+        ledger=ledger,
+        run=report.run,
+        facts=facts,
+        run_row={
+            "job": session.job.name,
+            "host": socket.gethostname(),
+            "job_json": json.dumps(session.job_without_secrets(), sort_keys=True),
+        },
+    )
+    return drive(coordinator, executor, committer, replan=replan, watch=watch, stops=stops)
+
+
+def _judge(job: Job, report: Report, finish: Finish) -> None:
+    """The exit code: how the loop ended, or too large a share in quarantine."""
+    report.exit_code, report.why, report.error = finish.exit_code, finish.why, finish.error
+    counts = report.counts
+    share = counts.quarantined / counts.samples if counts.samples else 0.0
+    if finish.exit_code == 0 and share > job.policy.quarantine_share:
+        report.exit_code = 1
+        report.why = (
+            f"{counts.quarantined:,} of {counts.samples:,} samples quarantined ({share:.1%}), "
+            f"more than policy.quarantine_share ({job.policy.quarantine_share:.1%})"
+        )
+
+
+def _finish_runs(ledger: Ledger, report: Report) -> None:
+    """The run's closing row; the ledger leaves it out where this run committed nothing (G3)."""
+    state = {0: "finished", 1: "finished", 4: "stopped"}.get(report.exit_code, "failed")
+    summary = {
+        "exit_code": report.exit_code,
+        "why": report.why,
+        "samples": report.counts.samples,
+        "tokens": report.counts.tokens,
+        "quarantined": report.counts.quarantined,
+        "absent": report.counts.absent,
+        "seconds": round(report.start_seconds + report.work_seconds, 3),
+    }
+    for pipeline in report.plans:
+        ledger.finish_run(pipeline, report.run, state, summary)

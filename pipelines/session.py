@@ -1,0 +1,285 @@
+"""A job bound to its sources, store and tokenizers: what a run, a dry run and a retry begin with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow.compute as pc
+from tokenmill.store.access import Access
+from tokenmill.store.ledger import Ledger
+
+from tokenmill.pipelines.coordinator import (
+    NewTask,
+    Pool,
+    PoolLimits,
+    WorkerFailed,
+    WorkerLost,
+    WorkerReady,
+)
+from tokenmill.pipelines.executors import Executor, LocalExecutor
+from tokenmill.pipelines.plan import CoveredSpan, Plan, plan
+from tokenmill.schemas.errors import JobError, StoreError
+from tokenmill.schemas.identity import canonical_uri
+from tokenmill.schemas.job import Job, Resources, nearest, parse_job
+from tokenmill.schemas.samples import Source
+from tokenmill.schemas.tokenizer import WorkerFacts
+from tokenmill.schemas.work import Input
+from tokenmill.workers.sources import open_source
+
+ExecutorName = Literal["ray", "local"]
+Planned = Mapping[str, tuple[Plan, int]]  # pipeline -> its plan, the ledger's sequence it knows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    executor: ExecutorName = "ray"
+    address: str | None = None
+    workers: int | None = None
+    retokenize: bool = False
+    lease: bool = True
+
+
+def load_job(path: str) -> Job:
+    """The job in the file `path`. Raises JobError."""
+    file = Path(path)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        beside = [p.name for p in file.parent.glob("*.y*ml")] if file.parent.is_dir() else []
+        raise JobError(
+            f"there is no job file {path}{nearest(file.name, beside) if beside else ''}",
+            remedy="`tokenmill init` writes a commented one",
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise JobError("the job file cannot be read", where=path, why=str(error)) from None
+    return parse_job(text, name=path, folder=str(file.resolve().parent))
+
+
+class Session:
+    """What a run and a dry run share: sources, workers for the probe, ledger, plans."""
+
+    def __init__(self, job: Job, options: Options) -> None:
+        self.job, self.options = job, options
+        self.access = Access(job.store)
+        self.sources: dict[str, Source] = {
+            name: open_source(p.source) for name, p in job.pipelines.items()
+        }
+        self.pools: list[Pool] = [
+            (name, stream) for name, p in job.pipelines.items() for stream in p.streams
+        ]
+        self.inputs: dict[str, list[Input]] = {}
+        self.facts: dict[Pool, WorkerFacts] = {}
+        self.kept: dict[int, Pool] = {}
+
+    def existing_ledger(self) -> Ledger | None:
+        """The store's ledger, or None where there is no store yet (a dry run creates none)."""
+        if not any(True for _ in self.access.list("ledger/_delta_log")):
+            return None
+        return Ledger.open(self.access)
+
+    def job_without_secrets(self) -> Mapping[str, Any]:
+        """The job as data for the ledger: URIs without user-info and query."""
+        data = self.job.model_dump(mode="json")
+        data["store"] = self.access.uri
+        for name, pipeline in self.job.pipelines.items():
+            kept = data["pipelines"][name]
+            kept["source"]["uri"] = [canonical_uri(u) for u in pipeline.source.uris]
+            for stream, config in pipeline.streams.items():
+                # an environment may hold tokens
+                kept["streams"][stream]["runtime_env"] = sorted(config.runtime_env)
+                if config.checkpoint:
+                    kept["streams"][stream]["checkpoint"] = canonical_uri(config.checkpoint)
+        return data
+
+    def executor(self) -> Executor:
+        if self.options.executor == "local":
+            return LocalExecutor(self.job)
+        # Ray takes half a second to import and five to start: only when asked for
+        from tokenmill.pipelines.ray_executor import RayExecutor  # noqa: PLC0415 - see above
+
+        return RayExecutor(self.job, self.options.address)
+
+    def limits(self, executor: Executor) -> dict[Pool, PoolLimits]:
+        found = {}
+        for pool in self.pools:
+            need = self.job.resources.get(pool[1], Resources())
+            if need.gpus_per_worker > executor.gpus and executor.name == "local":
+                raise JobError(
+                    f"a worker of stream {pool[1]!r} asks for {need.gpus_per_worker:g} GPUs, "
+                    f"this machine offers {executor.gpus:g}",
+                    where=f"resources.{pool[1]}.gpus_per_worker",
+                    remedy="set it to 0, or run on a cluster with --address",
+                )
+            by_cpu = executor.cpus / need.cpus_per_worker if need.cpus_per_worker else 1024
+            most = self.options.workers or need.workers.max or max(1, int(by_cpu))
+            found[pool] = PoolLimits(
+                most=most, cpus=need.cpus_per_worker, gpus=need.gpus_per_worker
+            )
+        return found
+
+    def probe(self, executor: Executor, limits: Mapping[Pool, PoolLimits]) -> None:
+        """One worker of every stream says which recipe it would write; those that fit stay.
+
+        Listing goes on beside it. Raises what a worker could not start for.
+        """
+        worker = 0
+        for group in _fitting(self.pools, limits, executor):
+            for id_ in list(self.kept):
+                executor.stop(id_)
+            self.kept = {}
+            for pool in group:
+                executor.start(worker, pool)
+                self.kept[worker] = pool
+                worker += 1
+            if not self.inputs:
+                self.list()
+            self._await(executor, set(self.kept))
+        self.facts = dict(executor.facts())
+
+    def _await(self, executor: Executor, starting: set[int]) -> None:
+        while starting:
+            for event in executor.wait(5.0):
+                match event:
+                    case WorkerReady():
+                        starting.discard(event.worker)
+                    case WorkerFailed():
+                        raise event.error
+                    case WorkerLost():
+                        raise StoreError(
+                            f"a worker of stream {self.kept[event.worker][1]!r} died at its start",
+                            why=event.why,
+                            remedy="look at its memory and at the cluster's logs, then run again",
+                        )
+                    case _:
+                        pass
+
+    def list(self) -> None:
+        for name, source in self.sources.items():
+            self.inputs[name] = list(source.list())
+
+    def check_fields(self) -> None:
+        """A field that no input has is the job's mistake, not every sample's."""
+        for name, stream in self.pools:
+            config = self.job.pipelines[name].streams[stream]
+            wanted = list(config.fields.values()) or ([config.field] if config.field else [])
+            probe = self.inputs[name][:8]
+            found = {f for i in probe for f in self.sources[name].fields(i)}
+            for field_ in wanted:
+                if found and field_ not in found:
+                    where = f"pipelines.{name}.streams.{stream}.field"
+                    raise JobError(
+                        f"no input has the field {field_!r}{nearest(field_, found)}",
+                        where=where,
+                        why=f"looked into {len(probe)} inputs, such as {probe[0].uri}",
+                        remedy=f"known fields: {', '.join(sorted(found))}",
+                    )
+
+    def plan(self, ledger: Ledger | None, only: tuple[str, Sequence[str]] | None = None) -> Planned:
+        """pipeline -> (its plan, the ledger's sequence that the plan knows)."""
+        plans: dict[str, tuple[Plan, int]] = {}
+        for name, config in self.job.pipelines.items():
+            if only is not None and only[0] != name:
+                continue
+            inputs = self.inputs[name]
+            if only is not None:
+                inputs = [i for i in self.sources[name].list() if i.uri in set(only[1])]
+            seq = ledger.seq(name) if ledger else 0
+            made = plan(
+                name,
+                inputs,
+                {s: self.facts[name, s].identity.recipe for s in config.streams},
+                covered(ledger, name) if ledger else {},
+                unit_bytes=config.source.unit_bytes,
+                unit_inputs=config.source.unit_inputs,
+                splittable=self.sources[name].splittable,
+                retokenize=self.options.retokenize,
+            )
+            plans[name] = (made, seq)
+        return plans
+
+    def tasks(self, plans: Planned) -> Iterator[NewTask]:
+        for name, (made, seq) in plans.items():
+            for task in made.tasks:
+                yield NewTask(
+                    unit=task.unit,
+                    stream=task.stream,
+                    recipe=self.facts[name, task.stream].identity.recipe,
+                    planned_seq=seq,
+                    replaces=task.replaces,
+                )
+
+
+def _fitting(
+    pools: Sequence[Pool], limits: Mapping[Pool, PoolLimits], executor: Executor
+) -> Iterator[list[Pool]]:
+    """Groups of pools that can have a worker each at once; at least one pool a group."""
+    group: list[Pool] = []
+    cpus, gpus = executor.cpus, executor.gpus
+    for pool in pools:
+        need = limits[pool]
+        if group and (need.cpus > cpus or need.gpus > gpus):
+            yield group
+            group, cpus, gpus = [], executor.cpus, executor.gpus
+        group.append(pool)
+        cpus, gpus = cpus - need.cpus, gpus - need.gpus
+    yield group
+
+
+def covered(ledger: Ledger, pipeline: str) -> dict[str, list[CoveredSpan]]:
+    """stream -> its valid cells."""
+    table = ledger.coverage(pipeline)
+    found: dict[str, list[CoveredSpan]] = {}
+    for stream in pc.unique(table["stream"]).to_pylist():
+        rows = table.filter(pc.equal(table["stream"], stream))
+        columns = [
+            rows[c].to_pylist()
+            for c in ("input", "span_start", "span_end", "recipe", "unit", "ordinal")
+        ]
+        found[stream] = [
+            CoveredSpan(input=i, start=a, end=b, recipe=r, unit=u, ordinal=o)
+            for i, a, b, r, u, o in zip(*columns, strict=True)
+        ]
+    return found
+
+
+def refuse_outdated(plans: Planned, session: Session, ledger: Ledger) -> None:
+    """Tokens of another recipe are not replaced, nor mixed with new ones, without being told to."""
+    for name, (made, _) in plans.items():
+        for stream, size in made.outdated.items():
+            changed = ", ".join(
+                changed_parts(ledger, name, stream, made, session.facts[name, stream])
+            )
+            raise JobError(
+                f"the recipe of stream {stream!r} has changed: {changed or 'unknown part'}",
+                where=f"pipelines.{name}.streams.{stream}",
+                why=f"{size:,} bytes of input are tokenized with another recipe, and readers "
+                "would see a mix",
+                remedy="--retokenize encodes this stream again (the others are kept); or restore "
+                "the tokenizer, or use another store",
+            )
+
+
+def changed_parts(
+    ledger: Ledger, pipeline: str, stream: str, made: Plan, facts: WorkerFacts
+) -> list[str]:
+    """Which parts of the recipe differ from the committed one: `space`, `parts.bos`, …"""
+    table = ledger.rows("tokenizer", pipeline=pipeline)
+    rows = [
+        r
+        for r in table.to_pylist()
+        if r["stream"] == stream and r["recipe"] in made.outdated_recipes[stream]
+    ]
+    if not rows:
+        return []
+    old = rows[-1]
+    changed = ["space (what an id means)"] if old["space"] != facts.identity.space else []
+    before, now = json.loads(old["parts"]), dict(facts.identity.parts)
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            a, b = str(before.get(key)), str(now.get(key))
+            changed.append(f"{key} ({a} -> {b})" if len(a) + len(b) < 60 else key)
+    return changed
