@@ -38,7 +38,15 @@ from tokenmill.schemas.shard import (
 )
 from tokenmill.schemas.work import ShardFile
 from tokenmill.store.access import Access
-from tokenmill.store.columns import Layout, RowBuffer, SourceNames, checked, hashable, to_batch
+from tokenmill.store.columns import (
+    DTYPES,
+    Layout,
+    RowBuffer,
+    SourceNames,
+    checked,
+    hashable,
+    to_batch,
+)
 from tokenmill.store.local import make_folder, write_errors
 from tokenmill.store.paths import HIDDEN
 
@@ -74,6 +82,8 @@ class ShardWriter:
     ) -> None:
         if encoding not in ("auto", *ENCODINGS):
             raise ValueError(f"unknown encoding {encoding!r}, not auto, {', '.join(ENCODINGS)}")
+        if meta.dtype not in DTYPES:
+            raise ValueError(f"ids of {meta.dtype} cannot be stored, only {', '.join(DTYPES)}")
         self.encoding = encoding
         self.order_hash: bytes | None = None
         self._access = access
