@@ -80,7 +80,7 @@ class ShardReader:
         try:
             with self._reading():
                 self._reader = pa.ipc.open_file(self._source)
-            self._read_head()
+                self._read_head()
         except BaseException:
             self._source.close()
             raise
@@ -156,7 +156,7 @@ class ShardReader:
             yield
         except FileNotFoundError as error:
             raise self._corrupt("the file is missing") from error
-        except (pa.ArrowException, OSError, MemoryError) as error:
+        except (pa.ArrowException, OSError, MemoryError, UnicodeDecodeError) as error:
             raise self._corrupt(f"it is truncated or not an Arrow file ({error})") from error
 
     def _get(self, index: int) -> _Batch:
