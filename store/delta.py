@@ -212,7 +212,7 @@ class DeltaLedger:
             return _shaped(table, file.kind, columns)
         except FileNotFoundError:
             raise
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise CorruptStore(
                 "a file of the ledger is not readable as Parquet",
                 where=self._access.full(path),

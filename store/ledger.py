@@ -75,7 +75,7 @@ COVERAGE_COLUMNS = (
 )
 _RIVAL_COLUMNS = {
     "input": ("run", "seq", "stream", "input", "source_id", "span_start", "span_end", "recipe"),
-    "unit": ("run", "unit", "stream", "path"),
+    "unit": ("run", "seq", "unit", "stream", "path"),
 }
 _PIPELINE_COLUMNS = {"tokenizer": TOKENIZER_KEY, "run": ("run", "state")}
 
@@ -233,7 +233,7 @@ class Ledger:
                 if races.append(rows, rivals.seq + 1, commit_id):
                     break
             rivals.seq += 1
-            rivals.learn_own(split.live)
+            rivals.learn_own(split.live, rivals.seq)
             rivals.described |= {tokenizer_key(tokenizer_row(each)) for each in describe}
             if starts:
                 rivals.states.add("started")
