@@ -32,6 +32,8 @@ LEDGER = "ledger"
 _FORMAT_KEY = "tokenmill.format"
 _CONFIGURATION = {
     _FORMAT_KEY: str(LEDGER_FORMAT),
+    # loading reads every entry since the last checkpoint
+    "delta.checkpointInterval": "25",
     # statistics of two columns only: the log stays small and still prunes what we ask for
     "delta.dataSkippingStatsColumns": "pipeline,seq",
 }
@@ -363,8 +365,18 @@ def _fsync(path: os.PathLike[str]) -> None:
 def first_line(error: BaseException) -> str:
     """deltalake's messages carry colours, trees and native backtraces."""
     lines = [line.strip() for line in _NOISE.sub("", str(error)).splitlines()]
-    kept = [line for line in lines if line and not re.match(r"\d+: |at ", line)]
-    return " ".join(kept)[:400]
+    text = " ".join(line for line in lines if line and not re.match(r"\d+: |at ", line))
+    code = re.search(r"<Code>(\w+)</Code>", text)
+    text = text.split("<?xml")[0].strip()
+    return f"{text[:400]} ({code[1]})" if code else text[:400]
+
+
+def refused(error: BaseException) -> bool:
+    """Whether trying again is of no use. Expired credentials come back: they are not refused."""
+    text = str(error)
+    if "ExpiredToken" in text or "RequestTimeTooSkewed" in text:
+        return False
+    return isinstance(error, PermissionError) or "403 Forbidden" in text or "privileges" in text
 
 
 @contextmanager
@@ -376,16 +388,22 @@ def _errors(access: Access, *, commits: bool = False) -> Iterator[None]:
         if commits:
             raise
         raise StoreUnavailable("the ledger is busy", where=where, why=first_line(error)) from error
-    except PermissionError as error:
-        raise StoreError(
-            "the ledger may not be read or written",
-            where=where,
-            why=first_line(error),
-            remedy="check the permissions or credentials",
-        ) from error
     except FileNotFoundError:
         raise
     except OSError as error:
+        if "NoSuchBucket" in str(error):
+            raise StoreError(
+                "no such bucket",
+                where=where,
+                remedy="check the name and the endpoint (AWS_ENDPOINT_URL), or make the bucket",
+            ) from error
+        if refused(error):
+            raise StoreError(
+                "the ledger may not be read or written",
+                where=where,
+                why=first_line(error),
+                remedy="check the permissions, or the credentials (AWS_ACCESS_KEY_ID, …)",
+            ) from error
         raise StoreUnavailable(
             "the ledger does not answer",
             where=where,

@@ -27,11 +27,11 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from deltalake.exceptions import CommitFailedError, DeltaError, SchemaMismatchError
 
-from tokenmill.schemas.errors import CorruptStore, StoreUnavailable
+from tokenmill.schemas.errors import CorruptStore, StoreError, StoreUnavailable
 from tokenmill.schemas.ledger import KINDS, LEDGER_SCHEMA
 from tokenmill.store.access import Access
 from tokenmill.store.conflict import Name, Rivals, Split
-from tokenmill.store.delta import DeltaLedger, first_line
+from tokenmill.store.delta import DeltaLedger, first_line, refused
 from tokenmill.store.ledger_rows import (
     TOKENIZER_KEY,
     Entry,
@@ -327,6 +327,13 @@ class _Races:
         except SchemaMismatchError:
             raise
         except (DeltaError, OSError) as error:
+            if refused(error):
+                raise StoreError(
+                    "the ledger may not be written",
+                    where=self._table.uri,
+                    why=first_line(error),
+                    remedy="check the permissions or credentials",
+                ) from error
             self._unanswered += 1
             self._wait(self._unanswered, LOST_ANSWERS, "the ledger does not take commits", error)
             self._table.reload()
