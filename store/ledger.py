@@ -31,7 +31,8 @@ from tokenmill.schemas.errors import CorruptStore, StoreError, StoreUnavailable
 from tokenmill.schemas.ledger import KINDS, LEDGER_SCHEMA
 from tokenmill.store.access import Access
 from tokenmill.store.conflict import Name, Rivals, Split
-from tokenmill.store.delta import DeltaLedger, first_line, refused
+from tokenmill.store.delta import DeltaLedger
+from tokenmill.store.delta_errors import first_line, refused
 from tokenmill.store.ledger_rows import (
     TOKENIZER_KEY,
     Entry,
