@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tokenmill.schemas.job import Source as SourceConfig
 from tokenmill.schemas.samples import Source
 from tokenmill.workers.sources.files import FilesSource
@@ -12,7 +14,7 @@ from tokenmill.workers.sources.webdataset import WebDatasetSource
 
 __all__ = ["open_source"]
 
-_FORMATS = {
+_FORMATS: dict[str, Callable[[SourceConfig], Source]] = {
     "text": TextSource,
     "jsonl": JsonlSource,
     "parquet": ParquetSource,

@@ -18,7 +18,6 @@ import orjson
 
 from tokenmill.schemas.errors import SampleError
 from tokenmill.schemas.identity import sample_ids
-from tokenmill.schemas.job import Source as SourceConfig
 from tokenmill.schemas.samples import SampleBatch
 from tokenmill.schemas.work import Input, Span
 from tokenmill.workers.sources.base import FormatSource, clean_key, slices, wrong_type
@@ -142,7 +141,7 @@ def _kept(offsets: Sequence[int], lines: Sequence[Line]) -> list[tuple[int, Line
 
 
 def _found(values: Sequence[dict[str, Any]], name: str) -> list[Any]:
-    """The value at `name`, or at the dotted path `name`, of each object; None where there is none."""
+    """The value at the key, or else at the dotted path, `name` of each object; or None."""
     found: list[Any] = [value.get(name) for value in values]
     if "." not in name:
         return found
@@ -173,9 +172,7 @@ def _column(
     return [
         value
         if value is None or isinstance(value, str)
-        else wrong_type(
-            _kind(value), f"{input_.uri}, line at byte {lines[n][0]}, field {name!r}"
-        )
+        else wrong_type(_kind(value), f"{input_.uri}, line at byte {lines[n][0]}, field {name!r}")
         for n, value in enumerate(found)
     ]
 
@@ -183,5 +180,3 @@ def _column(
 def _kind(value: Any) -> str:
     names = {dict: "an object", list: "an array", bool: "a boolean", str: "a string"}
     return "null" if value is None else names.get(type(value), "a number")
-
-

@@ -105,7 +105,7 @@ def line_blocks(
         tail = lines.pop()
         assert isinstance(tail, bytes)
         if lines:
-            sizes = [len(line) for line in lines]  # type: ignore[arg-type]
+            sizes = [len(line) for line in lines]
             if size:
                 sizes[0] += size
                 lines[0] = b"".join([*held, lines[0]]) if sizes[0] <= limit else TooLong(sizes[0])  # type: ignore[list-item]

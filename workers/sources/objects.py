@@ -8,6 +8,7 @@ read is seen. S3 objects go through store.access, conditional on the ETag at eve
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import stat
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ _HASH_BYTES = 1 << 20
 @lru_cache(maxsize=16)
 def access_to(root: str) -> Access:
     """One access per listed root and process: it holds connections."""
-    return Access(root)
+    return Access(root, any_names=True)
 
 
 def local_version(status: os.stat_result) -> str:
@@ -62,11 +63,21 @@ class Opened:
     (a file that is being rewritten looks damaged); SourceError, StoreUnavailable.
     """
 
-    def __init__(self, uri: str, version: str, *, root: str = "", buffered: bool = False) -> None:
+    def __init__(
+        self,
+        uri: str,
+        version: str,
+        *,
+        root: str = "",
+        buffered: bool = False,
+        at_once: bool = False,
+    ) -> None:
+        """buffered: small reads are cheap. at_once: all of it is wanted, and it is small."""
         self._uri = uri
         self._version = version
         self._root = root
         self._buffering = 1 << 17 if buffered else 0
+        self._at_once = at_once
         self._local = "://" not in uri
         self._file: BinaryIO | None = None
 
@@ -80,7 +91,7 @@ class Opened:
             fd = os.open(self._uri, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as error:
             raise os_error(self._uri, error) from None
-        file: BinaryIO = os.fdopen(fd, "rb", buffering=self._buffering)  # type: ignore[assignment]
+        file: BinaryIO = os.fdopen(fd, "rb", buffering=self._buffering)
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode) or local_version(status) != self._version:
             file.close()
@@ -90,7 +101,10 @@ class Opened:
     def _open_remote(self) -> BinaryIO:
         root, path = split_root(self._uri, self._root)
         try:
-            return access_to(root).open(path, version=self._version)
+            access = access_to(root)
+            if self._at_once:  # one request instead of two
+                return io.BytesIO(access.read(path, version=self._version))
+            return access.open(path, version=self._version)
         except FileNotFoundError:
             raise changed(self._uri, "it is gone") from None
         except StoreUnavailable:
@@ -110,8 +124,12 @@ class Opened:
                 self._check_local(self._file.fileno())
         finally:
             self._file.close()
-        if isinstance(error, OSError) and error.errno is not None:
+        if isinstance(error, FileNotFoundError) or (
+            isinstance(error, OSError) and error.errno is not None
+        ):
             raise os_error(self._uri, error) from None
+        if isinstance(error, StoreError) and not isinstance(error, StoreUnavailable):
+            raise as_source_error(self._uri, error) from error
 
     def _check_local(self, fd: int) -> None:
         try:
@@ -141,8 +159,8 @@ def split_root(uri: str, root: str) -> tuple[str, str]:
     return parent, name
 
 
-def open_input(input_: Input, *, buffered: bool = False) -> Opened:
-    return Opened(input_.uri, input_.version, root=input_.root, buffered=buffered)
+def open_input(input_: Input, *, buffered: bool = False, at_once: bool = False) -> Opened:
+    return Opened(input_.uri, input_.version, root=input_.root, buffered=buffered, at_once=at_once)
 
 
 def content_hash(uri: str, version: str, root: str) -> str:

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 
 from tokenmill.schemas.errors import SampleError
 from tokenmill.schemas.identity import sample_ids
-from tokenmill.schemas.job import Source as SourceConfig
 from tokenmill.schemas.samples import SampleBatch
 from tokenmill.schemas.work import Input, Span
 from tokenmill.workers.sources.base import FormatSource, clean_key, only, slices
@@ -39,8 +38,6 @@ def decode(raw: bytes, where: str, base: int = 0) -> str | SampleError:
 class TextSource(FormatSource):
     """`format: text`. Sample locator: "" for a file, the byte offset for a line."""
 
-    compressible = True
-
     def splittable(self, input_: Input) -> bool:
         return self.config.by == "line" and not compression(input_.uri)
 
@@ -58,7 +55,8 @@ class TextSource(FormatSource):
         kind = compression(input_.uri)
         read = 0
         value: str | SampleError | None = None
-        with open_input(input_, buffered=kind == "zstd") as raw:
+        small = input_.size <= limit and not kind and FIELD in fields
+        with open_input(input_, buffered=kind == "zstd", at_once=small) as raw:
             if not kind and input_.size > limit:
                 value = self._too_large(input_.size, input_.uri)
             elif FIELD in fields:
@@ -97,5 +95,3 @@ class TextSource(FormatSource):
         if isinstance(line, TooLong):
             return self._too_large(line.size, where)
         return decode(line[:-1] if line.endswith(b"\r") else line, where, offset)
-
-
