@@ -93,11 +93,7 @@ def place(uri: str) -> _Place:
         if has_magic(path):
             root, pattern = split_fixed(path)
             return _Place(written=uri, root=root or "/", pattern=pattern)
-        raise SourceError(
-            f"{path} does not exist",
-            where="source.uri",
-            remedy="check the spelling; relative paths start at the job file's folder",
-        ) from None
+        raise _missing(path) from None
     except OSError as error:
         raise _refused(path, error) from None
     if stat.S_ISDIR(mode):
@@ -244,13 +240,21 @@ def _folder(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Ite
     except FileNotFoundError:
         if prefix:
             return  # removed since its parent was read
-        raise SourceError(f"{folder} does not exist", where="source.uri") from None
+        raise _missing(folder) from None
     except OSError as error:
         raise _refused(folder, error) from None
     # with the slash, so that "a.txt" < "a/b" < "a0": the order of whole paths
     named.sort(key=lambda pair: pair[0])
     for name, entry in named:
         yield prefix + name, entry, (*above, here)
+
+
+def _missing(path: str) -> SourceError:
+    return SourceError(
+        f"{path} does not exist",
+        where="source.uri",
+        remedy="check the spelling; relative paths start at the job file's folder",
+    )
 
 
 def _refused(path: str, error: OSError) -> SourceError:
