@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tokenmill.workers.sources import lines
 from tokenmill.workers.sources.bounded import Damaged
-from tokenmill.workers.sources.lines import TooLong, gathered, line_blocks, span_lines
+from tokenmill.workers.sources.lines import TooLong, line_blocks, span_lines
 
 Numbered = list[tuple[int, bytes | TooLong]]
 
@@ -72,7 +72,7 @@ def test_lines_before_a_damage_are_kept_and_the_cut_line_is_not() -> None:
 
     found: Numbered = []
     with pytest.raises(Damaged):
-        for block in line_blocks(gathered(damaged()), 0, None, LIMIT):
+        for block in line_blocks(damaged(), 0, None, LIMIT):
             found += zip(*block, strict=True)
     assert found == [(0, b"one"), (4, b"two")]
 

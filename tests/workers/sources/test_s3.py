@@ -47,7 +47,7 @@ def test_folders_globs_and_single_objects(s3: Callable[[], str]) -> None:
     with pytest.raises(SourceError, match="nowhere"):
         keys(f"{root}/nowhere")
     spelt = root.replace("s3://", "s3://user:secret@")
-    assert [i.uri for i in open_source(config(spelt, "text")).list()][0] == f"{root}/a.txt"
+    assert next(open_source(config(spelt, "text")).list()).uri == f"{root}/a.txt"
 
 
 def test_every_format_reads_what_lies_there(s3: Callable[[], str]) -> None:

@@ -280,7 +280,7 @@ def test_many_tiny_members_are_not_all_held(tmp_path: Path) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert total == count
-    assert peak < count * 150  # tarfile's own list would be about 1,000 bytes a member
+    assert peak < count * 300  # tarfile's own list would be about 1,000 bytes a member
 
 
 def test_a_million_fields_of_one_key_are_one_refused_sample(tmp_path: Path) -> None:
