@@ -142,7 +142,7 @@ def test_one_uri_of_several_places_is_listed_once(tmp_path: Path) -> None:
     assert [f.uri for f in found] == [f"{tmp_path}/{n}" for n in ("x/a.txt", "x/b.txt", "y/c.txt")]
 
 
-@pytest.mark.parametrize("name", ["none", "none/*.txt", "x/*.parquet", "empty"])
+@pytest.mark.parametrize("name", ["none", "none/*.txt", "x/*.parquet", "empty", "x/a.txt/b"])
 def test_nothing_there_names_the_place_and_the_remedy(tmp_path: Path, name: str) -> None:
     make(tmp_path, "x/a.txt")
     (tmp_path / "empty").mkdir()
@@ -160,6 +160,7 @@ def test_links_to_files_and_folders_are_followed_but_never_in_a_circle(tmp_path:
     (data / "folder").symlink_to(tmp_path / "elsewhere" / "sub")
     (data / "x" / "up").symlink_to(data)
     (data / "dangling").symlink_to(data / "nowhere")
+    (data / "itself").symlink_to(data / "itself")
     assert keys(data) == ["a.txt", "folder/c.txt", "link.txt", "x/y.txt"]
 
 

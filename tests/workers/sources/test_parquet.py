@@ -203,6 +203,7 @@ class _Lying:
     total_compressed_size = 100
     has_dictionary_page = False
     dictionary_page_offset = None
+    path_in_schema = "text"
 
     def __init__(self, rows: int, offset: int) -> None:
         self.num_rows, self.data_page_offset = rows, offset
