@@ -10,7 +10,8 @@ a file made for the purpose reaches).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -30,17 +31,14 @@ from tokenmill.workers.sources.base import (
     wrong_type,
 )
 from tokenmill.workers.sources.bounded import Damaged
-from tokenmill.workers.sources.objects import open_input
+from tokenmill.workers.sources.footer import Group, read_groups
+from tokenmill.workers.sources.objects import Opened, open_input
 from tokenmill.workers.sources.text import decode
 
-# A footer may claim any number of rows. Run lengths make rows cheap, but samples are not: beyond
-# this many rows a byte, every one of them would be a fault.
-_ROWS_PER_BYTE = 1000
-_ROWS_ANYWAY = 1_000_000
 # Otherwise Arrow holds whole column chunks.
 _BUFFER_BYTES = 4 << 20
 # What Arrow raises for damaged files; an OSError with an errno is the disk's or the network's.
-_ARROW_ERRORS = (pa.ArrowException, OSError, ValueError, OverflowError)
+_ARROW_ERRORS = (pa.ArrowException, OSError, ValueError, OverflowError, IndexError)
 
 
 class ParquetSource(FormatSource):
@@ -60,40 +58,46 @@ class ParquetSource(FormatSource):
             return []  # reading will say so
 
     def _samples(self, index: int, span: Span, fields: Sequence[str]) -> Iterator[SampleBatch]:
-        with open_input(span.input) as raw:
-            try:
-                file = _open(raw)
-                groups = row_groups(file.metadata, span.input.extent)
-            except Damaged:
-                if span.start == 0:
-                    raise
-                return  # said once, by the span that holds the first byte
-            for group, first_byte, first_row, rows in groups:
-                if span.start <= first_byte < span.end:
-                    yield from self._group(index, span.input, file, group, first_row, rows, fields)
+        try:
+            yield from self._groups(index, span, fields)
+        except Damaged:
+            if span.start == 0:
+                raise
+            # said once, by the span that holds the first byte; damage never comes after a row
+
+    def _groups(self, index: int, span: Span, fields: Sequence[str]) -> Iterator[SampleBatch]:
+        input_ = span.input
+        groups = _known_groups(input_.uri, input_.version, input_.root, input_.size)
+        wanted = [n for n, group in enumerate(groups) if span.start <= group.first_byte < span.end]
+        with open_input(input_) as raw:
+            if not wanted and span.start:
+                return
+            # the first span opens it also where no group is its own: to say whether it is sound
+            file = _open(raw)
+            for number in wanted:
+                yield from self._group(index, input_, file, number, groups[number], fields)
 
     def _group(
         self,
         index: int,
         input_: Input,
         file: pq.ParquetFile,
-        group: int,
-        first_row: int,
-        rows: int,
+        number: int,
+        group: Group,
         fields: Sequence[str],
     ) -> Iterator[SampleBatch]:
         key = self.config.key
         names = dict.fromkeys((*fields, key) if key is not None else fields)
-        step, size = _step(file.metadata.row_group(group), names, rows)
+        step, size = _step(group, names)
         limit = self.config.max_sample_bytes
         columns = {
-            name: _Column(file, group, name, step, limit, f"{input_.uri}, column {name!r}")
+            name: _Column(file, number, name, step, limit, f"{input_.uri}, column {name!r}")
             for name in names
         }
         sample_id, base = sample_ids(input_.uri), clean_key(input_.key)
-        for start in range(0, rows, step):
-            count = min(step, rows - start)
-            numbers = range(first_row + start, first_row + start + count)
+        for start in range(0, group.rows, step):
+            count = min(step, group.rows - start)
+            numbers = range(group.first_row + start, group.first_row + start + count)
             values = {name: column.take(count) for name, column in columns.items()}
             keys = [f"{base}#{n}" for n in numbers]
             if key is not None:
@@ -123,51 +127,20 @@ def _damaged(error: Exception, what: str) -> Damaged:
     return Damaged("invalid-parquet", f"{what} cannot be read: {str(error)[:300]}")
 
 
-def row_groups(metadata: Any, extent: int) -> list[tuple[int, int, int, int]]:
-    """(number, first byte, first row, rows) of every row group. First bytes are within the extent,
-    whatever the footer claims, so that each group belongs to exactly one span.
-
-    Raises Damaged where the footer cannot be true.
-    """
-    found, first_row = [], 0
-    for number in range(metadata.num_row_groups):
-        try:
-            group = metadata.row_group(number)
-            chunks = [group.column(n) for n in range(group.num_columns)]
-            starts = [_first_byte(chunk) for chunk in chunks]
-            _ = [chunk.path_in_schema for chunk in chunks]  # may not be UTF-8
-            size = sum(max(chunk.total_compressed_size, 0) for chunk in chunks)
-        except _ARROW_ERRORS as error:
-            raise _damaged(error, f"row group {number}") from None
-        rows = group.num_rows
-        if rows < 0 or rows > _ROWS_ANYWAY + _ROWS_PER_BYTE * min(size, extent):
-            raise Damaged(
-                "invalid-parquet", f"row group {number} claims {rows:,} rows in {size:,} bytes"
-            )
-        first = min(max(min(starts, default=0), 0), extent - 1)
-        found.append((number, first, first_row, rows))
-        first_row += rows
-    return found
+@lru_cache(maxsize=4)
+def _known_groups(uri: str, version: str, root: str, size: int) -> tuple[Group, ...]:
+    """Row groups of one version of a file: all its spans, one after another, ask for them."""
+    with Opened(uri, version, root=root) as raw:
+        return read_groups(raw, size)
 
 
-def _first_byte(chunk: Any) -> int:
-    data = int(chunk.data_page_offset)
-    dictionary = chunk.dictionary_page_offset
-    # some writers leave a zero where there is no dictionary page
-    return min(data, int(dictionary)) if dictionary else data
-
-
-def _step(group: Any, names: Any, rows: int) -> tuple[int, int]:
+def _step(group: Group, names: Iterable[str]) -> tuple[int, int]:
     """Rows to a batch, so that it stays about BATCH_BYTES; compressed bytes of the columns."""
-    tops = {name.split(".")[0] for name in names} | set(names)
-    plain = packed = 0
-    for number in range(group.num_columns):
-        chunk = group.column(number)
-        path = chunk.path_in_schema
-        if path in names or path.split(".")[0] in tops:
-            plain += max(chunk.total_uncompressed_size, 0)
-            packed += max(chunk.total_compressed_size, 0)
-    return max(1, min(BATCH_ROWS, BATCH_BYTES * max(rows, 1) // max(plain, 1))), packed
+    tops = {top for name in names for top in (name, name.split(".")[0])}
+    chunks = [c for c in group.chunks if c.path in tops or c.path.split(".")[0] in tops]
+    plain = sum(max(chunk.uncompressed, 0) for chunk in chunks)
+    rows = BATCH_BYTES * max(group.rows, 1) // max(plain, 1)
+    return max(1, min(BATCH_ROWS, rows)), sum(max(chunk.compressed, 0) for chunk in chunks)
 
 
 def _leaves(schema: pa.Schema) -> Iterator[str]:
