@@ -45,7 +45,7 @@ class LocalFolder:
             return data
 
     def open(self, path: str, version: str | None) -> BinaryIO:
-        with _read_errors(self.path(path)):
+        with read_errors(self.path(path)):
             file = self.path(path).open("rb")
         try:
             _same(version, _version(os.fstat(file.fileno())), self.path(path))
@@ -56,11 +56,11 @@ class LocalFolder:
 
     @contextmanager
     def _reading(self, path: str) -> Iterator[BinaryIO]:
-        with _read_errors(self.path(path)), self.path(path).open("rb") as file:
+        with read_errors(self.path(path)), self.path(path).open("rb") as file:
             yield file
 
     def stat(self, path: str) -> Listed:
-        with _read_errors(self.path(path)):
+        with read_errors(self.path(path)):
             found = self.path(path).stat()
             if not stat.S_ISREG(found.st_mode):
                 raise FileNotFoundError(errno.ENOENT, "not a file", str(self.path(path)))
@@ -68,7 +68,7 @@ class LocalFolder:
 
     def create(self, path: str, data: bytes) -> bool:
         target = self.path(path)
-        with _write_errors(target):
+        with write_errors(target):
             make_folder(target.parent)
             temporary = _write_temporary(target, data)
             try:
@@ -78,7 +78,7 @@ class LocalFolder:
 
     def replace(self, path: str, data: bytes, version: str) -> str | None:
         target = self.path(path)
-        with _write_errors(target), _locked(target):
+        with write_errors(target), _locked(target):
             try:
                 current = target.stat()
             except FileNotFoundError:
@@ -98,7 +98,7 @@ class LocalFolder:
 
     def put(self, local: Path, path: str, move: bool) -> Listed:
         target = self.path(path)
-        with _write_errors(target):
+        with write_errors(target):
             make_folder(target.parent)
             if move and local.stat().st_dev == target.parent.stat().st_dev:
                 temporary = local
@@ -117,12 +117,12 @@ class LocalFolder:
         top = self.path(prefix)
         if not top.is_dir():
             return
-        with _read_errors(top):
-            yield from _walk(top, f"{prefix}/" if prefix else "", hidden, ())
+        with read_errors(top):
+            yield from _walk(top, f"{prefix}/" if prefix else "", hidden, frozenset())
 
     def delete(self, paths: Iterable[str]) -> None:
         for path in paths:
-            with _write_errors(self.path(path)):
+            with write_errors(self.path(path)):
                 try:
                     self.path(path).unlink(missing_ok=True)
                 except NotADirectoryError:
@@ -130,7 +130,7 @@ class LocalFolder:
 
     def now(self, path: str) -> float:
         clock = self.path(path)
-        with _write_errors(clock):
+        with write_errors(clock):
             make_folder(clock.parent)
             file = os.open(clock, os.O_CREAT | os.O_WRONLY, 0o644)
             try:
@@ -140,17 +140,18 @@ class LocalFolder:
                 os.close(file)
 
 
-def _walk(folder: Path, prefix: str, hidden: bool, above: tuple[int, ...]) -> Iterator[Listed]:
-    """Files below `folder` in the order of their full paths."""
+def _walk(folder: Path, prefix: str, hidden: bool, above: frozenset[str]) -> Iterator[Listed]:
+    """Files below `folder` in the order of their full paths; links are followed, never upwards."""
     entries = [(e.name + "/" if e.is_dir() else e.name, e) for e in os.scandir(folder)]
-    inode = folder.stat().st_ino
+    here = above | {str(folder.resolve())}
     for name, entry in sorted(entries, key=lambda pair: pair[0]):
         if name.startswith(HIDDEN) and not hidden:
             continue
         try:
             if name.endswith("/"):
-                if inode not in above:  # a link that leads back up would never end
-                    yield from _walk(Path(entry.path), prefix + name, hidden, (*above, inode))
+                below = Path(entry.path)
+                if not (entry.is_symlink() and str(below.resolve()) in here):
+                    yield from _walk(below, prefix + name, hidden, here)
             elif entry.is_file():
                 yield _listed(prefix + name, entry.stat())
         except FileNotFoundError:
@@ -248,7 +249,7 @@ def _sync_file(path: Path) -> None:
 
 
 @contextmanager
-def _read_errors(path: Path) -> Iterator[None]:
+def read_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (NotADirectoryError, IsADirectoryError) as error:
@@ -261,7 +262,7 @@ def _read_errors(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _write_errors(path: Path) -> Iterator[None]:
+def write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
