@@ -41,7 +41,7 @@ def native(call: Callable[..., Any], *args: Any, **options: Any) -> Any:
         return call(*args, **options)
     except (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
         raise
-    except BaseException as error:  # noqa: BLE001 - a Rust panic is no Exception, and is a refusal
+    except BaseException as error:  # a Rust panic is no Exception
         raise EngineRefusal(f"{type(error).__name__}: {error}") from error
 
 

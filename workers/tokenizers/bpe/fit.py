@@ -116,8 +116,8 @@ def _empty(settings: FitSettings) -> Any:
         return tokenizer
     _, pattern = resolve(settings.pattern)
     try:
-        split = native(pre_tokenizers.Split, Regex(pattern), "isolated")
-    except Exception as error:
+        split = pre_tokenizers.Split(native(Regex, pattern), "isolated")
+    except EngineRefusal as error:
         raise TokenizerError(
             f"the pattern {pattern[:60]!r} is no regex",
             where="fit config.pattern",

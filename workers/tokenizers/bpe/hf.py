@@ -55,6 +55,7 @@ def read(file: File, settings: Settings) -> Model:
         ) from None
     if not 0 < vocabulary.size <= MAX_ID + 1:
         raise file.error(f"a vocabulary with ids up to {vocabulary.size - 1}", remedy=_REMEDY)
+    _check_added(file, data, library)
     library.encode_special_tokens = split
 
     def lists(texts: Sequence[str]) -> list[list[int]]:
@@ -68,7 +69,9 @@ def read(file: File, settings: Settings) -> Model:
         hash=_hash(file, data, settings.post_processor),
         reference=ReferenceEngine(name=f"tokenizers {tokenizers.__version__}", lists=lists),
         fast=lambda: fast_engine(
-            lambda fast: fast.from_json_str(text), split=split, template=settings.post_processor
+            lambda fast: fast.from_json_str(_without_holes(data, text)),
+            split=split,
+            template=settings.post_processor,
         ),
         decode=_bytes_decoder(vocabulary) if byte_level else _text_decoder(library, vocabulary),
         declared=_declared(data.get("post_processor")),
@@ -117,6 +120,29 @@ def _vocabulary(library: Any, data: Mapping[str, Any]) -> Vocabulary:
     for id_, token in native(library.get_added_tokens_decoder).items():
         pieces[id_] = ("special" if token.special else "added", _utf8(token.content))
     return Vocabulary(pieces=pieces)
+
+
+def _check_added(file: File, data: Mapping[str, Any], library: Any) -> None:
+    """`tokenizers` renumbers added tokens after a hole in the ids, and only logs it."""
+    for token in data.get("added_tokens") or ():
+        declared, given = token.get("id"), library.token_to_id(token.get("content"))
+        if declared != given:
+            raise file.error(
+                f"the added token {token.get('content')!r} has the id {declared} in the file, but "
+                f"`tokenizers` gives it {given}",
+                why="a hole in the ids before it: its tokens would not be the model's",
+                remedy="write it into `model.vocab` too, under its own id",
+            )
+
+
+def _without_holes(data: Mapping[str, Any], text: str) -> str:
+    """fastokens wants every id in use: holes get pieces that no byte-level text can hold."""
+    vocab = data["model"].get("vocab")
+    if not isinstance(vocab, dict) or len(vocab) > max(vocab.values(), default=-1):
+        return text
+    holes = sorted(set(range(max(vocab.values()))) - set(vocab.values()))
+    filled = {**vocab, **{f"\ue000{id_}": id_ for id_ in holes}}
+    return json.dumps({**data, "model": {**data["model"], "vocab": filled}}, ensure_ascii=False)
 
 
 def _piece(piece: str, alphabet: Mapping[str, int] | None) -> tuple[Kind, bytes]:

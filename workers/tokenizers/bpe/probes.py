@@ -55,8 +55,8 @@ _FIGURES = (
 )
 _CODE = (
     "def f(x):\n    return {'a': [1, 2.0, None], **x}  # don't\n\n\nclass A(B):\n\tpass\n",
-    "for(int i=0;i<n;++i){\r\n\tprintf(\"%d\\n\", a[i]);\r\n}\r\n",
-    "<p class=\"x\">&nbsp;</p>\n<!-- c -->\n\n{\"k\": \"\\u00e9\", \"n\": -1.5e+10}",
+    'for(int i=0;i<n;++i){\r\n\tprintf("%d\\n", a[i]);\r\n}\r\n',
+    '<p class="x">&nbsp;</p>\n<!-- c -->\n\n{"k": "\\u00e9", "n": -1.5e+10}',
     "https://example.org/a/b?c=d&e=%20#f user@example.org snake_case camelCase HTTPServer2",
     "L'été d'Été can'T WE'LL 'tis 's 'S 'ſ 're' ''ll I'd've",
 )
@@ -91,7 +91,9 @@ PROBES: tuple[str, ...] = (
 # Single code points that regex libraries class differently (white space or not, a letter or not
 # yet), each set between letters, digits and spaces. U+180E is what fastokens 0.3.5 differs on
 # with patterns that it runs in PCRE2: found by trying every code point of Unicode.
-SUSPECTS = "\u180e\x1c\x1d\x1e\x1f\x85\xa0\xad\u1680\u200b\u200c\u200d\u2028\u2029\u202f\u205f\u3000\ufeff"
+SUSPECTS = (
+    "\u180e\x1c\x1d\x1e\x1f\x85\xa0\xad\u1680\u200b\u200c\u200d\u2028\u2029\u202f\u205f\u3000\ufeff"
+)
 
 
 def around(char: str) -> tuple[str, ...]:

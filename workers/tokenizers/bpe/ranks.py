@@ -1,4 +1,4 @@
-"""tiktoken rank files: one base64 piece and its rank a line; pattern and special tokens by config."""
+"""tiktoken rank files: a base64 piece and its rank a line; pattern and tokens by config."""
 
 from __future__ import annotations
 

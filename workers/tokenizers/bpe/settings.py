@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 from tokenmill.schemas.errors import TokenizerError
 from tokenmill.schemas.job import nearest
@@ -120,7 +120,7 @@ def _check_tokens(tokens: object) -> None:
     wanted = 'a mapping of token to id, such as {"<|endoftext|>": 100257}'
     if not isinstance(tokens, Mapping):
         raise _bad("tokens", tokens, wanted)
-    for token, id_ in cast("Mapping[Any, Any]", tokens).items():
+    for token, id_ in tokens.items():
         if not isinstance(token, str) or not token:
             raise _bad("tokens", tokens, wanted)
         if isinstance(id_, bool) or not isinstance(id_, int) or id_ < 0:

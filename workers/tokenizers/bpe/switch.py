@@ -142,9 +142,7 @@ def _agree(fast: FastEngine, reference: ReferenceEngine, probes: Sequence[str]) 
     return guarded
 
 
-def _difference(
-    fast: FastEngine, reference: ReferenceEngine, texts: Sequence[str]
-) -> str | None:
+def _difference(fast: FastEngine, reference: ReferenceEngine, texts: Sequence[str]) -> str | None:
     given, expected = _split(fast.encode(texts)), _split(reference.encode(texts))
     for text, a, b in zip(texts, given, expected, strict=True):
         if not np.array_equal(a, b):

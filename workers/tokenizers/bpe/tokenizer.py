@@ -40,7 +40,11 @@ from tokenmill.workers.tokenizers.bpe.switch import EngineSwitch
 from tokenmill.workers.tokenizers.bpe.texts import Texts
 
 IDS_REVISION = 1
-_READERS = {"tokenizer.json": hf.read, "tiktoken": ranks.read, "sentencepiece": sentencepiece_model.read}
+_READERS = {
+    "tokenizer.json": hf.read,
+    "tiktoken": ranks.read,
+    "sentencepiece": sentencepiece_model.read,
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -65,7 +65,7 @@ class Vocabulary:
         return digest.hexdigest()
 
     def join(self, ids: Sequence[int]) -> bytes:
-        """The bytes that the ids stand for. Raises TokenizerError for an id that is none of ours."""
+        """The bytes that the ids stand for. Raises TokenizerError for one that is none."""
         pieces = self.pieces
         try:
             return b"".join([pieces[id_][1] for id_ in ids])
