@@ -70,7 +70,7 @@ class EngineSwitch:
         fast = self.fast
         if fast is None:
             return _isolating(self.reference, self.reference, texts)
-        odd = [n for n, text in enumerate(texts) if any(c in text for c in self.guarded)]
+        odd = _holding(self.guarded, texts)
         if odd:
             result, faults = self._around(fast, texts, odd)
         else:
@@ -95,7 +95,7 @@ class EngineSwitch:
 
     def _check(self, texts: Sequence[str], result: Flat, skipped: set[int]) -> None:
         ids, offsets = result
-        for n in self._sampler.picks(np.diff(offsets)):
+        for n in self._sampler.picks(offsets[1:] - offsets[:-1]):
             if n in skipped:
                 continue
             try:
@@ -185,6 +185,12 @@ def _refuse_surrogates(text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         raise lone_surrogate(text, error.start) from None
+
+
+def _holding(chars: str, texts: Sequence[str]) -> list[int]:
+    """Texts with one of `chars`; for ASCII texts that is known without looking at them."""
+    found = [n for char in chars for n, text in enumerate(texts) if char in text]
+    return sorted(set(found)) if found else found
 
 
 def _split(result: Flat) -> list[np.ndarray]:

@@ -12,9 +12,9 @@ import random
 import numpy as np
 from numpy.typing import NDArray
 
-# The reference engine takes 15 to 50 times as long, so 0.03 % of the tokens is 0.5 to 1.5 % of
+# The reference engines take 15 to 100 times as long, so 0.01 % of the tokens is up to 1 % of
 # the time.
-SHARE = 0.0003
+SHARE = 0.0001
 CEILING = 0.002  # of all tokens seen, whatever chance does
 FIRST_TOKENS = 2048  # the largest document that every unit may have checked
 MAX_TOKENS = 1 << 18  # a third of a second of the slowest reference engine
