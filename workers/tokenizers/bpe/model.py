@@ -102,5 +102,6 @@ def detect(file: File) -> Format:
 
 
 def _inside(folder: Path) -> str:
-    names = [*folder.glob("tokenizer.json"), *folder.glob("*.tiktoken"), *folder.glob("*.model")]
-    return " or ".join(str(p) for p in sorted(names)[:3])
+    patterns = ("tokenizer.json", "*.tiktoken", "*.model")
+    names = [path for pattern in patterns for path in sorted(folder.glob(pattern))]
+    return " or ".join(str(path) for path in names[:3])
