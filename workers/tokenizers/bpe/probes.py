@@ -9,7 +9,7 @@ from __future__ import annotations
 
 _SCRIPTS = (
     "The quick brown fox jumps over the lazy dog, doesn't it? I'LL say we've SEEN 'em.",
-    "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich. ÀÉÎÕÜ ß ſ ﬁ",
+    "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich. ÀÉÎÕÜ ß ﬁ",
     "Съешь ещё этих мягких французских булок, да выпей чаю.",
     "Ξεσκεπάζω τὴν ψυχοφθόρα βδελυγμία.",
     "نص حكيم له سر قاطع وذو شأن عظيم ١٢٣٤٥٦٧",
@@ -58,7 +58,8 @@ _CODE = (
     'for(int i=0;i<n;++i){\r\n\tprintf("%d\\n", a[i]);\r\n}\r\n',
     '<p class="x">&nbsp;</p>\n<!-- c -->\n\n{"k": "\\u00e9", "n": -1.5e+10}',
     "https://example.org/a/b?c=d&e=%20#f user@example.org snake_case camelCase HTTPServer2",
-    "L'été d'Été can'T WE'LL 'tis 's 'S 'ſ 're' ''ll I'd've",
+    "L'été d'Été can'T WE'LL 'tis 's 'S 're' ''ll I'd've",
+    "'ſ ё'ſ'lld ſ 'K",
 )
 _LOOK_ALIKES = (
     "<|endoftext|>",
@@ -89,10 +90,10 @@ PROBES: tuple[str, ...] = (
 )
 
 # Single code points that regex libraries class differently (white space or not, a letter or not
-# yet), each set between letters, digits and spaces. U+180E is what fastokens 0.3.5 differs on
-# with patterns that it runs in PCRE2: found by trying every code point of Unicode.
+# yet, an s in another case or not), each set between letters, digits, spaces and apostrophes.
 SUSPECTS = (
-    "\u180e\x1c\x1d\x1e\x1f\x85\xa0\xad\u1680\u200b\u200c\u200d\u2028\u2029\u202f\u205f\u3000\ufeff"
+    "\u017f\u180e\u212a\u0130\u0131\x1c\x1d\x1e\x1f\x85\xa0\xad\u1680"
+    "\u200b\u200c\u200d\u2028\u2029\u202f\u205f\u3000\ufeff"
 )
 
 
@@ -102,5 +103,6 @@ def around(char: str) -> tuple[str, ...]:
         f"a{char}a1{char}1 {char} {char}{char}",
         f"  {char}word {char}\n{char}",
         f"\n{char} x{char}  y",
+        f"a'{char}'lld {char}'s '{char}e {char}'ll",
         f"{char}",
     )
