@@ -20,7 +20,8 @@ from tokenmill.schemas.tokenizer import EngineMismatch
 from tokenmill.workers.tokenizers.bpe import BpeTokenizer, hf
 from tokenmill.workers.tokenizers.bpe.engines import EngineRefusal, FastEngine
 from tokenmill.workers.tokenizers.bpe.model import Model, read_file
-from tokenmill.workers.tokenizers.bpe.probes import PROBES, around
+from tokenmill.workers.tokenizers.bpe.patterns import NAMED, guards
+from tokenmill.workers.tokenizers.bpe.probes import PROBES, SUSPECTS, around
 from tokenmill.workers.tokenizers.bpe.settings import Settings
 from tokenmill.workers.tokenizers.bpe.switch import EngineSwitch
 from tokenmill.workers.tokenizers.bpe.unit_check import (
@@ -84,7 +85,7 @@ def test_engine_that_differs_on_a_probe_is_never_used(model: Model) -> None:
 
 
 def test_character_that_differs_is_kept_from_the_fast_engine(model: Model) -> None:
-    switch, faulty = _switch(model, wrong_for="\u2028")
+    switch, faulty = _switch(replace(model, guards="\u180e"), wrong_for="\u2028")
     assert switch.fast is not None and "\u2028" in switch.guarded
     faulty.seen.clear()
     texts = [*CLEAN[:5], "x\u2028y", *CLEAN[5:9], "\u180e", ""]
@@ -253,3 +254,21 @@ def test_checking_is_part_of_the_plug_in(model: Model) -> None:
     before = tokenizer._switch._sampler._checked
     tokenizer.encode_flat(CLEAN)
     assert tokenizer._switch._sampler._checked > before
+
+
+@pytest.mark.parametrize("pattern", ["gpt2", "cl100k_base", "o200k_base", r"(?i:'k)|\w+|[\s\S]"])
+def test_characters_that_regex_libraries_class_differently_get_the_reference_ids(
+    pattern: str,
+) -> None:
+    tokenizer = files.load(files.ranks(), pattern=pattern)
+    assert tokenizer._switch.fast is not None
+    texts = [text for char in SUSPECTS for text in around(char)]
+    expected = tokenizer._switch.reference.encode(texts)[0]
+    assert np.array_equal(tokenizer.encode_flat(texts).values, expected)
+
+
+def test_known_differences_are_guarded_whatever_the_vocabulary_shows() -> None:
+    guarded = {p: guards([NAMED[p].fast]) for p in NAMED}
+    assert "\u180e" in guarded["gpt2"] and "\u017f" in guarded["o200k_base"]
+    assert guarded["cl100k_base"] == ""  # a document with such a character is 50 times slower
+    assert guards([]) == ""

@@ -21,6 +21,7 @@ from tokenmill.workers.tokenizers.bpe.engines import (
     native,
 )
 from tokenmill.workers.tokenizers.bpe.model import File, Model
+from tokenmill.workers.tokenizers.bpe.patterns import guards
 from tokenmill.workers.tokenizers.bpe.settings import Settings
 from tokenmill.workers.tokenizers.bpe.vocabulary import (
     MAX_ID,
@@ -74,6 +75,7 @@ def read(file: File, settings: Settings) -> Model:
             template=settings.post_processor,
         ),
         decode=_bytes_decoder(vocabulary) if byte_level else _text_decoder(library, vocabulary),
+        guards=guards(_regexes(data)),
         declared=_declared(data.get("post_processor")),
         lossless=byte_level and not settings.post_processor and _keeps_text(data, split),
     )
@@ -166,6 +168,12 @@ def _stages(part: Any) -> list[Mapping[str, Any]]:
         if isinstance(part.get(key), list):
             return [stage for inner in part[key] for stage in _stages(inner)]
     return [part]
+
+
+def _regexes(data: Mapping[str, Any]) -> list[str]:
+    """Those that the file spells out; ByteLevel's own is compiled into every engine."""
+    patterns = [stage.get("pattern") for stage in _stages(data.get("pre_tokenizer"))]
+    return [str(p.get("Regex", "")) for p in patterns if isinstance(p, dict)]
 
 
 def _keeps_text(data: Mapping[str, Any], split: bool) -> bool:

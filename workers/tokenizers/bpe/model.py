@@ -40,6 +40,7 @@ class Model:
     """A vocabulary ready for use, whatever its format.
 
     hash: over everything in the file that may change an id, and nothing else.
+    guards: characters that the fast engine is known to read otherwise (patterns.guards).
     declared: the BOS and EOS tokens that the file itself names.
     lossless: decode(encode(x)) == x for any text.
     fast: makes the fast engine; raises EngineRefusal with the reason why there is none.
@@ -51,6 +52,7 @@ class Model:
     reference: ReferenceEngine
     fast: Callable[[], FastEngine]
     decode: Callable[[Sequence[int]], str]
+    guards: str = ""
     declared: tuple[str | None, str | None] = (None, None)
     lossless: bool = False
 

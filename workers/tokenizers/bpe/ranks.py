@@ -19,7 +19,7 @@ from tokenmill.workers.tokenizers.bpe.engines import (
     native,
 )
 from tokenmill.workers.tokenizers.bpe.model import File, Model
-from tokenmill.workers.tokenizers.bpe.patterns import END, NAMED, resolve
+from tokenmill.workers.tokenizers.bpe.patterns import END, NAMED, guards, resolve
 from tokenmill.workers.tokenizers.bpe.probes import PROBES
 from tokenmill.workers.tokenizers.bpe.settings import Settings
 from tokenmill.workers.tokenizers.bpe.vocabulary import MAX_ID, Vocabulary
@@ -73,6 +73,7 @@ def read(file: File, settings: Settings) -> Model:
             template=False,
         ),
         decode=lambda ids: vocabulary.join(ids).decode("utf-8", "replace"),
+        guards=guards([fast_pattern]),
         declared=(None, end),
         lossless=True,  # the pattern of any other vocabulary was refused
     )

@@ -27,12 +27,6 @@ from tokenmill.workers.tokenizers.bpe.settings import EngineChoice
 from tokenmill.workers.tokenizers.bpe.texts import lone_surrogate
 from tokenmill.workers.tokenizers.bpe.unit_check import UnitSampler
 
-# Where fastokens 0.3.5 was found to differ, by every code point of Unicode in many contexts and by
-# millions of random texts: U+180E is white space in PCRE2's tables and nobody else's; U+017F (and
-# U+212A like it) is an s in `(?i:'s)` for the reference libraries and not for its o200k code. A
-# vocabulary without merges across them hides it on the probes, so it is never left to those.
-ALWAYS_GUARDED = "\u017f\u180e\u212a"
-
 Faults = dict[int, SampleError]
 
 
@@ -51,7 +45,7 @@ class EngineSwitch:
             return
         try:
             self.fast = model.fast()
-            self.guarded = _agree(self.fast, self.reference, (*PROBES, *extra_probes))
+            self.guarded = _agree(self.fast, model, (*PROBES, *extra_probes))
         except EngineRefusal as refusal:
             self._drop(str(refusal))
 
@@ -115,29 +109,31 @@ class EngineSwitch:
         why = (
             f"other ids than {self.reference.name} in unit {self._unit.hex() or '-'}, document "
             f"{self._document + position}, from token {at} on; tokens of earlier units by this "
-            "engine were not all compared: `tokenmill verify --tokens` or --retokenize"
+            "engine were compared in samples only: --retokenize makes sure of them"
         )
         self._drop(why)
         raise EngineMismatch(self.notes[-1])
 
     def _drop(self, why: str) -> None:
-        name = self.fast.name if self.fast else "no fast engine"
+        name = self.fast.name if self.fast else "fastokens"
         self.fast = None
-        self.notes.append(f"reference engine {self.reference.name} instead of {name}: {why}")
+        self.notes.append(f"reference engine {self.reference.name} in the place of {name}: {why}")
 
 
-def _agree(fast: FastEngine, reference: ReferenceEngine, probes: Sequence[str]) -> str:
+def _agree(fast: FastEngine, model: Model, probes: Sequence[str]) -> str:
     """The characters to keep from the fast engine. Raises EngineRefusal where it is not to be used.
 
-    All suspects are tried in one batch first: on most vocabularies only the guarded one differs.
+    The model's own guards stand whatever the probes say: a vocabulary without merges across such a
+    character hides the difference on them.
     """
+    reference = model.reference
     plain = [text for text in probes if not set(text) & set(SUSPECTS)]
     if (text := _difference(fast, reference, plain)) is not None:
         raise EngineRefusal(f"other ids for {text[:40]!r}")
     differing = [
         char for char in SUSPECTS if _difference(fast, reference, around(char)) is not None
     ]
-    guarded = "".join(sorted({*differing, *ALWAYS_GUARDED}))
+    guarded = "".join(sorted({*differing, *model.guards}))
     rest = [text for text in probes if not set(text) & set(guarded)]
     if (text := _difference(fast, reference, rest)) is not None:
         raise EngineRefusal(f"other ids for {text[:40]!r}")

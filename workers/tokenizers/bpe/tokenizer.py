@@ -40,6 +40,7 @@ from tokenmill.workers.tokenizers.bpe.switch import EngineSwitch
 from tokenmill.workers.tokenizers.bpe.texts import Texts
 
 IDS_REVISION = 1
+_MARKED = ("special", "added")
 _READERS = {
     "tokenizer.json": hf.read,
     "tiktoken": ranks.read,
@@ -74,7 +75,7 @@ class BpeTokenizer:
         self._texts = Texts(refused=refused)
         self._dtype = np.dtype(np.uint16 if vocabulary.size <= 1 << 16 else np.uint32)
         self._space = vocabulary.space()
-        look_alikes = [f"a{token}b {token} c" for token in list(specials)[:64]]
+        look_alikes = [f"a{token}b {token} c  {token}\n" for token in _matched(model)]
         self._switch = EngineSwitch(model, settings.engine, look_alikes)
 
     @classmethod
@@ -205,6 +206,13 @@ class BpeTokenizer:
         ids, offsets = self._switch.reference.encode([text])
         ids, _ = frame(ids, offsets, self._frames, {}, self._dtype)
         return {"ids": Encoded(ids=ids, shape=ids.shape)}
+
+
+def _matched(model: Model) -> list[str]:
+    """Tokens that a library may look for in raw text, for the probes: the first of each kind."""
+    pieces = model.vocabulary.pieces.values()
+    by_kind = [[p.decode("utf-8", "replace") for k, p in pieces if k == kind] for kind in _MARKED]
+    return [token for tokens in by_kind for token in sorted(tokens)[:64]]
 
 
 def _descriptor(output: OutputSpec) -> Descriptor:
