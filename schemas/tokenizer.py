@@ -240,6 +240,15 @@ class UnitChecker(Protocol):
         ...
 
 
+class EngineMismatch(Exception):
+    """A fast engine gave other ids than the reference one, found while a unit went by.
+
+    Raised by `encode_flat` or `encode` after the tokenizer has switched itself to the reference
+    engine for good: the worker drops what the task wrote and runs it again from its beginning,
+    with the same tokenizer object. No verdict, no attempt; `notes()` says why.
+    """
+
+
 @runtime_checkable
 class Decodes(Protocol):
     """Beside `Tokenizer`: tokens back to media (numpy, or str for text)."""
