@@ -257,6 +257,24 @@ class Decodes(Protocol):
 
 
 @runtime_checkable
+class ClaimsLossless(Protocol):
+    """Beside `Decodes`: whether decode(encode(x)) == x for every sample that gets tokens."""
+
+    @property
+    def lossless(self) -> bool: ...
+
+
+@runtime_checkable
+class HasOracle(Protocol):
+    """Beside `Tokenizer`: golden ids by an independent implementation, for the conformance suite.
+
+    None where the independent implementation refuses the sample.
+    """
+
+    def oracle(self, fields: Fields) -> Encoding | None: ...
+
+
+@runtime_checkable
 class Fits(Protocol):
     """Beside `Tokenizer`: learns an artefact (merges, codebooks, weights) from samples."""
 

@@ -114,14 +114,15 @@ class RowBuffer:
             size -= chunk.size_of(within)
         return max(1, count)
 
-    def head(self, size: int) -> bytes:
-        """The first ids as they would be written, about `size` bytes: to try compression on."""
-        parts, left = [], size
+    def head(self, rows: int, size: int) -> bytes:
+        """The ids of the first `rows`, at most `size` bytes of them: to try compression on."""
+        parts = []
         for chunk in self._chunks:
-            values = chunk.rows.values[chunk.lengths[chunk.at] :]
-            parts.append(values[: max(1, left // values.dtype.itemsize)].tobytes())
-            left -= len(parts[-1])
-            if left <= 0:
+            n = min(rows, chunk.rows.n - chunk.at)
+            values = chunk.rows.values[chunk.lengths[chunk.at] : chunk.lengths[chunk.at + n]]
+            parts.append(values[: size // values.dtype.itemsize].tobytes())
+            rows, size = rows - n, size - len(parts[-1])
+            if rows <= 0 or size <= 0:
                 break
         return b"".join(parts)
 

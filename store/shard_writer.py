@@ -125,12 +125,12 @@ class ShardWriter:
     def _enough(self) -> bool:
         """Whether a batch is full; a new file's first block also decides its encoding and N."""
         wanted = self._file.batch_rows if self._file else BATCH_ROWS
-        return self._buffer.rows >= wanted or self._buffer.size >= BATCH_BYTES
+        return self._buffer.rows >= wanted or self._buffer.size > BATCH_BYTES
 
     def _begin(self) -> _OpenFile:
         assert self._layout is not None  # rows were appended
         if self.encoding == "auto":
-            self.encoding = _measured(self._buffer.head(TRIAL_BYTES))
+            self.encoding = _measured(self._buffer.head(BATCH_ROWS, TRIAL_BYTES))
         batch_rows = ENCODINGS[self.encoding]
         if self._buffer.fits(BATCH_BYTES) < min(batch_rows, self._buffer.rows):
             batch_rows = self._buffer.fits(BATCH_BYTES // 2)
