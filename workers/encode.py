@@ -145,12 +145,12 @@ def encode_flat(
     for block in blocks:
         bad = judged(block, run.task, required=required)
         values = block.columns[role]
+        good: Sequence[int] = range(len(block))
+        ids = block.ids
         if bad:
-            good = [i for i in range(len(block)) if i not in bad]
-            ids = [block.ids[i] for i in good]
+            good = [i for i in good if i not in bad]
+            ids = [ids[i] for i in good]
             values = [values[i] for i in good]
-        else:
-            good, ids = range(len(block)), block.ids
         flat, lengths, faults = _flat_block(ids, values, tokenizer, run, dtype)
         if bad or faults:
             bad |= {good[at]: fault for at, fault in faults.items()}
