@@ -131,12 +131,12 @@ class _Child:
             b"w",
             (
                 dict(window.arrays),
-                window.index,
-                window.last,
-                window.overlap,
-                window.valid,
-                window.cost,
-                tuple(window.bucket),
+                int(window.index),
+                bool(window.last),
+                int(window.overlap),
+                None if window.valid is None else int(window.valid),
+                int(window.cost),
+                _plain(tuple(window.bucket)),
                 dict(window.meta),
             ),
         )
@@ -152,3 +152,10 @@ class _Child:
         else:
             self._samples.append(payload)
         return True
+
+
+def _plain(value: Any) -> Any:
+    """Shapes often hold numpy integers: as Python's own they can be a bucket on the other side."""
+    if isinstance(value, np.generic):
+        return value.item()
+    return tuple(map(_plain, value)) if isinstance(value, tuple) else value

@@ -61,6 +61,7 @@ def launch(
             pass_fds=fds,
             env=dict(os.environ if environment is None else environment),
             stdin=subprocess.DEVNULL,
+            stdout=2,  # what a plug-in prints must not spoil the driver's JSON on stdout
         )
 
     return _launcher().call(start)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -223,7 +224,7 @@ class WindowPath:
         shapes = np.zeros((len(rows), dims), dtype=np.int32)
         for i, encoded in enumerate(found):
             if encoded is not None:
-                shapes[i] = encoded.shape  # ValueError: the plug-in broke its descriptor
+                shapes[i] = _checked_shape(encoded, self._output)
         flat = [np.asarray(e.ids).reshape(-1) for e in found if e is not None]
         self._sink.append(
             block,
@@ -238,3 +239,13 @@ class WindowPath:
 
 def _valid(encoded: Encoded) -> int:
     return encoded.shape[0] if encoded.n_valid is None else encoded.n_valid
+
+
+def _checked_shape(encoded: Encoded, output: OutputSpec) -> tuple[int, ...]:
+    """Raises ValueError: the plug-in broke its descriptor."""
+    if len(encoded.shape) != len(output.axes) or math.prod(encoded.shape) != encoded.ids.size:
+        raise ValueError(
+            f"output {output.name!r}: {encoded.ids.size} ids of shape {encoded.shape}, "
+            f"but its axes are {output.axes}"
+        )
+    return encoded.shape

@@ -31,7 +31,7 @@ from tokenmill.schemas.work import FailureClass, Task, TaskFailure, TaskResult, 
 from tokenmill.store.access import Access
 from tokenmill.store.shards import ShardWriter
 from tokenmill.workers import registry
-from tokenmill.workers.children import ChildLimits, ForkServer
+from tokenmill.workers.child import ChildLimits, ForkServer, ForkServerGone
 from tokenmill.workers.encode import Gate, Restart, Stopped, TaskRun, encode_flat
 from tokenmill.workers.faults import SystematicFault, task_failure
 from tokenmill.workers.inflight import InFlightPage
@@ -152,13 +152,9 @@ class StreamWorker:
         except SystematicFault as fault:
             return fault.failure(task)
         except Stopped:
-            return TaskFailure(
-                unit=task.unit.id,
-                stream=task.stream,
-                attempt=task.attempt,
-                kind=FailureClass.PLACE,
-                message="the worker was told to stop",
-            )
+            return _failure(task, FailureClass.PLACE, "the worker was told to stop")
+        except ForkServerGone as error:
+            return _failure(task, FailureClass.WORKER, str(error))
         except Exception as error:  # noqa: BLE001 - reported whole: the driver stops with 70
             return task_failure(error, task)
 
@@ -297,6 +293,12 @@ class StreamWorker:
         )
 
 
+def _failure(task: Task, kind: FailureClass, message: str) -> TaskFailure:
+    return TaskFailure(
+        unit=task.unit.id, stream=task.stream, attempt=task.attempt, kind=kind, message=message
+    )
+
+
 class _Pools:
     """Decode children: a pool for each slot, made when first needed and kept."""
 
@@ -311,12 +313,16 @@ class _Pools:
     @contextmanager
     def taken(self) -> Iterator[SamplePool]:
         with self._lock:
+            if self._server is not None and not self._server.alive:
+                self._server = None
+                self._free.clear()  # pools of a dead server
             pool = self._free.pop() if self._free else self._new()
         try:
             yield pool
         finally:
             with self._lock:
-                self._free.append(pool)
+                if pool.server is self._server:
+                    self._free.append(pool)
 
     def _new(self) -> SamplePool:
         preparer = self._tokenizer.preparer()

@@ -14,7 +14,8 @@ import pytest
 from tests.workers.toy import Broken, BytesPreparer
 from tokenmill.schemas.errors import TokenizerError
 from tokenmill.schemas.tokenizer import Window
-from tokenmill.workers.children import ChildLimits, ChildPool, ForkServer, clean_environment
+from tokenmill.workers.child import ChildLimits, ForkServer, clean_environment
+from tokenmill.workers.children import ChildPool
 
 LIMITS = ChildLimits(progress=1.0)
 
@@ -184,7 +185,8 @@ def test_a_preparer_that_children_cannot_load_is_a_tokenizer_error(pool):
 PARENT = """
 import sys
 from tests.workers.toy import BytesPreparer
-from tokenmill.workers.children import ChildLimits, ChildPool, ForkServer
+from tokenmill.workers.child import ChildLimits, ForkServer
+from tokenmill.workers.children import ChildPool
 server = ForkServer()
 pool = ChildPool(server, BytesPreparer(16), count=2, limits=ChildLimits())
 texts = [sys.argv[1]] * 2

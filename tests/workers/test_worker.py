@@ -1,16 +1,20 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 import threading
 
+import psutil
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.workers import toy
 from tests.workers.jobs import TOY, make_job, make_task, make_unit, rows, run, sample_ids, write
 from tokenmill.schemas.errors import JobError, TokenizerError
 from tokenmill.schemas.tokenizer import EngineMismatch
 from tokenmill.schemas.work import FailureClass, TaskFailure, TaskResult
-from tokenmill.workers.children import ChildLimits
+from tokenmill.workers.child import ChildLimits
 from tokenmill.workers.worker import StreamWorker
 
 PATHS = ["Flat", "Bytes"]
@@ -334,3 +338,68 @@ def test_a_stream_that_the_job_lacks_is_a_job_error(tmp_path):
 def test_the_unit_is_what_the_source_lists(tmp_path):
     write(tmp_path, ["a"], ["b"])
     assert len(make_unit(make_job(tmp_path)).spans) == 2
+
+
+def test_a_dead_fork_server_costs_an_attempt_and_the_next_task_has_a_new_one(tmp_path):
+    write(tmp_path, ["a"] * 50)
+    job = make_job(tmp_path, tokenizer="Bytes", stream={"config": {"child": True}})
+    worker = worker_of(job)
+    assert isinstance(run(job, worker), TaskResult)
+    server = worker._pools._server.process
+    server.kill()
+    assert isinstance(run(job, worker), TaskFailure | TaskResult)
+    server.wait()
+    assert isinstance(run(job, worker), TaskResult)
+    worker.close()
+
+
+def test_a_fork_server_that_dies_during_a_task_is_a_worker_failure(tmp_path):
+    write(tmp_path, ["a", "<hang>"])
+    job = make_job(tmp_path, tokenizer="Bytes", stream={"config": {"child": True}})
+    worker = worker_of(job)
+    answers = []
+    thread = threading.Thread(target=lambda: answers.append(run(job, worker)))
+    thread.start()
+    while (
+        not (pools := worker._pools)._server
+        or not psutil.Process(pools._server.process.pid).children()
+    ):
+        thread.join(0.01)
+    worker._pools._server.process.kill()
+    thread.join()
+    assert answers[0].kind is FailureClass.WORKER
+    worker.close()
+
+
+TEXTS = st.lists(
+    st.one_of(
+        st.text(alphabet="abc", max_size=50),
+        st.sampled_from(["<refuse>", "<enc-refuse>", "<raise>", "x" * 20 + "<late>"]),
+        st.just({"other": 1}),
+        st.just({"text": 5}),
+    ),
+    max_size=25,
+)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    files=st.lists(TEXTS, min_size=1, max_size=3), required=st.booleans(), windows=st.integers(1, 9)
+)
+def test_every_enumerated_sample_has_exactly_one_verdict(tmp_path, files, required, windows):
+    """G1 by windows, whatever the mix of good, bad and missing."""
+    shutil.rmtree(tmp_path / "in", ignore_errors=True)
+    write(tmp_path, *files)
+    config = {"required": required, "config": {"windows": windows}}
+    job = make_job(tmp_path, tokenizer="Bytes", stream=config)
+    result = run(job)
+    assert isinstance(result, TaskResult), result
+    samples = [s for file in files for s in file]
+    bad = [not isinstance(s, str) or "<" in s for s in samples]
+    wanted = [None if b else s.encode() for s, b in zip(samples, bad, strict=True)]
+    assert rows(job, result) == wanted
+    missing = sum(s == {"other": 1} for s in samples)
+    assert result.absent == (0 if required else missing)
+    assert len(result.quarantined) == sum(bad) - result.absent
+    ids = sample_ids(job)
+    assert [q.sample for q in result.quarantined] == [ids[q.row] for q in result.quarantined]

@@ -95,8 +95,8 @@ class BytesPreparer:
                 arrays={"bytes": cut},
                 index=index,
                 last=index == len(starts) - 1,
-                cost=len(cut),
-                bucket=(len(cut),),
+                cost=np.int64(len(cut)),  # numpy integers, as shapes often are
+                bucket=(np.int64(len(cut)),),
                 meta={"noise": int(rng.integers(1 << 30)), **extra},
             )
 
