@@ -18,6 +18,9 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(tmp_path_factory.mktemp("ray") / "token")
     import ray  # noqa: PLC0415 - 0.4 s and the environment above must come first
 
+    if ray.is_initialized():  # by another folder's fixture of this session
+        yield ray
+        return
     ray.init(
         num_cpus=2,
         include_dashboard=False,
