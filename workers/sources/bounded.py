@@ -1,6 +1,6 @@
 """Decompression of files that nobody vouches for: gzip and zstd, piece by piece, bounded.
 
-Memory is bounded by one piece (1 MiB of gzip output, one zstd block of at most 128 KiB plus its
+Memory is bounded by one piece (256 KiB of gzip output, one zstd block of at most 128 KiB plus its
 window of at most 128 MiB), whatever the file claims. Concatenated gzip members and zstd frames
 are read to the end; a file that ends early, or expands beyond belief, raises `Damaged` *after*
 everything before the damage was yielded.
@@ -27,7 +27,7 @@ _SUFFIXES: dict[str, Compression] = {
 UNSUPPORTED = (".xz", ".bz2", ".lz4", ".lzma", ".zip", ".7z", ".br")
 
 READ_BYTES = 1 << 18
-PIECE_BYTES = 1 << 20
+PIECE_BYTES = 1 << 18
 WINDOW_BYTES = 1 << 27  # what `zstd` itself decodes without --long
 # A gzip stream cannot pass 1,032:1, honest text seldom 20:1; both limits must be passed.
 BOMB_RATIO = 1000

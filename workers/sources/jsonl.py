@@ -20,7 +20,14 @@ from tokenmill.schemas.errors import SampleError
 from tokenmill.schemas.identity import sample_ids
 from tokenmill.schemas.samples import SampleBatch
 from tokenmill.schemas.work import Input, Span
-from tokenmill.workers.sources.base import FormatSource, clean_key, slices, wrong_type
+from tokenmill.workers.sources.base import (
+    BATCH_BYTES,
+    BATCH_ROWS,
+    FormatSource,
+    clean_key,
+    slices,
+    wrong_type,
+)
 from tokenmill.workers.sources.bounded import Damaged, compression
 from tokenmill.workers.sources.lines import TooLong
 from tokenmill.workers.sources.linewise import read_lines
@@ -63,46 +70,51 @@ class JsonlSource(FormatSource):
             yield from _kept(block.offsets, block.lines)
 
     def _samples(self, index: int, span: Span, fields: Sequence[str]) -> Iterator[SampleBatch]:
+        pending = _Pending()
         for block in read_lines(span, self.config.max_sample_bytes):
             kept = _kept(block.offsets, block.lines)
             sizes = [0 if isinstance(line, TooLong) else len(line) for _, line in kept]
             for cut in slices(sizes):
-                yield self._batch(index, span.input, kept[cut], fields, sum(sizes[cut]))
+                size = sum(sizes[cut])
+                if pending.has_no_room(cut.stop - cut.start, size):
+                    yield self._batch(index, span.input, pending, fields)
+                    pending = _Pending()
+                # parsed block by block, while its bytes are in the cache
+                pending.add(kept[cut], self._objects(span.input, kept[cut]), size)
+        if pending.values:
+            yield self._batch(index, span.input, pending, fields)
 
-    def _batch(
-        self,
-        index: int,
-        input_: Input,
-        lines: Sequence[tuple[int, Line]],
-        fields: Sequence[str],
-        size: int,
-    ) -> SampleBatch:
-        values: list[Any] = []
+    def _objects(
+        self, input_: Input, lines: Sequence[tuple[int, Line]]
+    ) -> list[dict[str, Any] | SampleError]:
         try:
             values = [orjson.loads(line) for _, line in lines]  # type: ignore[arg-type]
-            sound = set(map(type, values)) <= {dict}
-        except (orjson.JSONDecodeError, TypeError):  # TypeError: TooLong
-            sound = False
-        faults: dict[int, SampleError] = {}
-        if not sound:
-            values = [self._parse(input_, offset, line) for offset, line in lines]
-            faults = {n: v for n, v in enumerate(values) if isinstance(v, SampleError)}
-            values = [{} if n in faults else v for n, v in enumerate(values)]
-        sample_id = sample_ids(input_.uri)
+            if set(map(type, values)) <= {dict}:
+                return values
+        except orjson.JSONDecodeError:
+            pass  # one of them, or a TooLong: now one by one
+        return [self._parse(input_, offset, line) for offset, line in lines]
+
+    def _batch(
+        self, index: int, input_: Input, pending: _Pending, fields: Sequence[str]
+    ) -> SampleBatch:
+        sample_id, offsets = sample_ids(input_.uri), pending.offsets
+        faults = {n: v for n, v in enumerate(pending.values) if isinstance(v, SampleError)}
+        values = [v if isinstance(v, dict) else {} for v in pending.values]
         return SampleBatch(
             span=index,
-            ids=[sample_id(str(offset)) for offset, _ in lines],
-            keys=self._keys(input_, lines, values),
-            fields={name: _column(values, name, input_, lines) for name in fields},
+            ids=[sample_id(str(offset)) for offset in offsets],
+            keys=self._keys(input_, offsets, values),
+            fields={name: _column(values, name, input_, offsets) for name in fields},
             faults=faults,
-            bytes_read=size,
+            bytes_read=pending.size,
         )
 
     def _keys(
-        self, input_: Input, lines: Sequence[tuple[int, Line]], values: Sequence[dict[str, Any]]
+        self, input_: Input, offsets: Sequence[int], values: Sequence[dict[str, Any]]
     ) -> list[str]:
         key = clean_key(input_.key)
-        keys = [f"{key}#{offset}" for offset, _ in lines]
+        keys = [f"{key}#{offset}" for offset in offsets]
         if self.config.key is not None:
             for n, found in enumerate(_found(values, self.config.key)):
                 if isinstance(found, str | int | float):
@@ -127,6 +139,29 @@ class JsonlSource(FormatSource):
         if isinstance(value, dict):
             return value
         return SampleError("invalid-json", f"an object wanted, {_kind(value)} found", where=where)
+
+
+class _Pending:
+    """Parsed lines on their way into a batch."""
+
+    def __init__(self) -> None:
+        self.offsets: list[int] = []
+        self.values: list[dict[str, Any] | SampleError] = []
+        self.size = 0
+
+    def has_no_room(self, rows: int, size: int) -> bool:
+        full = len(self.values) + rows > BATCH_ROWS or self.size + size > BATCH_BYTES
+        return full and bool(self.values)
+
+    def add(
+        self,
+        lines: Sequence[tuple[int, Line]],
+        values: Sequence[dict[str, Any] | SampleError],
+        size: int,
+    ) -> None:
+        self.offsets += [offset for offset, _ in lines]
+        self.values += values
+        self.size += size
 
 
 def _kept(offsets: Sequence[int], lines: Sequence[Line]) -> list[tuple[int, Line]]:
@@ -164,7 +199,7 @@ def _column(
     values: Sequence[dict[str, Any]],
     name: str,
     input_: Input,
-    lines: Sequence[tuple[int, Line]],
+    offsets: Sequence[int],
 ) -> list[Any]:
     found = _found(values, name)
     if set(map(type, found)) <= {str, type(None)}:
@@ -172,7 +207,7 @@ def _column(
     return [
         value
         if value is None or isinstance(value, str)
-        else wrong_type(_kind(value), f"{input_.uri}, line at byte {lines[n][0]}, field {name!r}")
+        else wrong_type(_kind(value), f"{input_.uri}, line at byte {offsets[n]}, field {name!r}")
         for n, value in enumerate(found)
     ]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from tokenmill.schemas.work import Span
 from tokenmill.workers.sources.bounded import compression, decompressed
-from tokenmill.workers.sources.lines import LineBlock, gathered, line_blocks, span_lines
+from tokenmill.workers.sources.lines import LineBlock, line_blocks, span_lines
 from tokenmill.workers.sources.objects import open_input
 
 
@@ -19,7 +19,6 @@ def read_lines(span: Span, limit: int) -> Iterator[LineBlock]:
     kind = compression(input_.uri)
     with open_input(input_, buffered=bool(kind)) as raw:
         if kind:
-            pieces = decompressed(raw, kind, input_.size)
-            yield from line_blocks(gathered(pieces), 0, None, limit)
+            yield from line_blocks(decompressed(raw, kind, input_.size), 0, None, limit)
         else:
             yield from span_lines(raw, span.start, span.end, limit)

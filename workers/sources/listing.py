@@ -9,6 +9,7 @@ the pattern itself writes the dot. One URI that several patterns match is listed
 
 from __future__ import annotations
 
+import errno
 import heapq
 import logging
 import os
@@ -93,13 +94,11 @@ def place(uri: str) -> _Place:
         if has_magic(path):
             root, pattern = split_fixed(path)
             return _Place(written=uri, root=root or "/", pattern=pattern)
-        raise SourceError(
-            f"{path} does not exist",
-            where="source.uri",
-            remedy="check the spelling; relative paths start at the job file's folder",
-        ) from None
+        raise _missing(path) from None
     except OSError as error:
         raise _refused(path, error) from None
+    except ValueError as error:  # a zero byte
+        raise SourceError(f"{path!r} is no path", where="source.uri", why=str(error)) from None
     if stat.S_ISDIR(mode):
         return _Place(written=uri, root=path)
     if not stat.S_ISREG(mode):
@@ -185,6 +184,7 @@ def _remote(place: _Place, wanted: Filter) -> Iterator[Found]:
         listed = [access.stat(place.name)] if place.name else access.list()
         for item in listed:
             if wanted(item.path):
+                _check_steps(place.root, item.path)
                 yield item.path, item.size, item.version
     except StoreUnavailable:
         raise
@@ -220,10 +220,10 @@ def _below(place: _Place, wanted: Filter) -> Iterator[Found]:
         elif wanted(path):
             try:
                 status = entry.stat()
-            except FileNotFoundError:
-                _log.warning("%s is a dangling link, or gone: passed over", entry.path)
-                continue
             except OSError as error:
+                if error.errno in (errno.ENOENT, errno.ELOOP):
+                    _log.warning("%s is a dangling link, or gone: passed over", entry.path)
+                    continue
                 raise _refused(entry.path, error) from None
             if stat.S_ISREG(status.st_mode):
                 yield path, status.st_size, local_version(status)
@@ -240,17 +240,32 @@ def _folder(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Ite
         if here in above:
             return
         with os.scandir(folder) as entries:
-            named = [(f"{e.name}/" if e.is_dir() else e.name, e) for e in entries]
+            named = [(_name(entry), entry) for entry in entries]
     except FileNotFoundError:
         if prefix:
             return  # removed since its parent was read
-        raise SourceError(f"{folder} does not exist", where="source.uri") from None
+        raise _missing(folder) from None
     except OSError as error:
         raise _refused(folder, error) from None
     # with the slash, so that "a.txt" < "a/b" < "a0": the order of whole paths
     named.sort(key=lambda pair: pair[0])
     for name, entry in named:
         yield prefix + name, entry, (*above, here)
+
+
+def _name(entry: os.DirEntry[str]) -> str:
+    try:
+        return f"{entry.name}/" if entry.is_dir() else entry.name
+    except OSError:  # a link to itself, or into what may not be read: its own stat will say
+        return entry.name
+
+
+def _missing(path: str) -> SourceError:
+    return SourceError(
+        f"{path} does not exist",
+        where="source.uri",
+        remedy="check the spelling; relative paths start at the job file's folder",
+    )
 
 
 def _refused(path: str, error: OSError) -> SourceError:
@@ -260,6 +275,15 @@ def _refused(path: str, error: OSError) -> SourceError:
         why=error.strerror or str(error),
         remedy="give read permission, or leave it out with source.exclude",
     )
+
+
+def _check_steps(root: str, path: str) -> None:
+    """Keys of a bucket may hold what is no path below a folder."""
+    if path.startswith("/") or ".." in path.split("/"):
+        raise SourceError(
+            f"{root}/{path}: an object of such a name cannot be addressed below {root}",
+            remedy="copy it to another name, or leave it out with source.exclude",
+        )
 
 
 def _check_unicode(uri: str) -> None:

@@ -110,7 +110,9 @@ class ParquetSource(FormatSource):
 
 def _open(raw: BinaryIO) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(raw, pre_buffer=False, buffer_size=_BUFFER_BYTES)
+        file = pq.ParquetFile(raw, pre_buffer=False, buffer_size=_BUFFER_BYTES)
+        _ = file.schema_arrow.names  # which may not be UTF-8
+        return file
     except _ARROW_ERRORS as error:
         raise _damaged(error, "the footer") from None
 
@@ -133,6 +135,7 @@ def row_groups(metadata: Any, extent: int) -> list[tuple[int, int, int, int]]:
             group = metadata.row_group(number)
             chunks = [group.column(n) for n in range(group.num_columns)]
             starts = [_first_byte(chunk) for chunk in chunks]
+            _ = [chunk.path_in_schema for chunk in chunks]  # may not be UTF-8
             size = sum(max(chunk.total_compressed_size, 0) for chunk in chunks)
         except _ARROW_ERRORS as error:
             raise _damaged(error, f"row group {number}") from None
@@ -173,13 +176,13 @@ def _leaves(schema: pa.Schema) -> Iterator[str]:
         yield from _below(field.name, field.type)
 
 
-def _below(prefix: str, kind: pa.DataType) -> Iterator[str]:
-    if not pa.types.is_struct(kind):
+def _below(prefix: str, kind: pa.DataType, depth: int = 0) -> Iterator[str]:
+    if not pa.types.is_struct(kind) or depth > 16:
         return
     for number in range(kind.num_fields):
         child = kind.field(number)
         yield f"{prefix}.{child.name}"
-        yield from _below(f"{prefix}.{child.name}", child.type)
+        yield from _below(f"{prefix}.{child.name}", child.type, depth + 1)
 
 
 class _Column:
@@ -196,17 +199,13 @@ class _Column:
         self._limit = limit
         self._where = where
         self._fault: SampleError | None = None
-        self._batches: Iterator[pa.RecordBatch] | None = None
         self._path = _path(file.schema_arrow, name)
-        if self._path is not None:
-            self._batches = file.iter_batches(
-                step, row_groups=[group], columns=[name], use_threads=False
-            )
+        self._batches = _batches(file, group, name, step)
 
     def take(self, count: int) -> list[Any]:
         """The next `count` values."""
         self._scalars = None
-        if self._fault is None and self._batches is not None:
+        if self._fault is None and self._path is not None:
             try:
                 return self._next(self._batches, count)
             except _ARROW_ERRORS as error:
@@ -263,6 +262,11 @@ class _Column:
     def _decoded(self, array: pa.Array) -> list[Any]:
         raw = array.cast(pa.large_binary() if pa.types.is_large_string(array.type) else pa.binary())
         return [None if v is None else decode(v, self._where) for v in raw.to_pylist()]
+
+
+def _batches(file: pq.ParquetFile, group: int, name: str, step: int) -> Iterator[pa.RecordBatch]:
+    """A generator, so that whatever it raises is raised by its first `next`."""
+    yield from file.iter_batches(step, row_groups=[group], columns=[name], use_threads=False)
 
 
 def _path(schema: pa.Schema, name: str) -> tuple[str, ...] | None:

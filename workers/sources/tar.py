@@ -58,6 +58,7 @@ class TarWalk:
     def __init__(self, stream: ByteStream) -> None:
         self._stream = stream
         self._offset = 0
+        self._begun = 0  # where the last header begins: the same whatever is read of the data
         self._block = _ZEROS  # of the last header
         self._unread = 0  # bytes of the current member, and of its padding
         self._padding = 0
@@ -117,7 +118,7 @@ class TarWalk:
         self._pass_data()
         while True:
             block = self._stream.read(_BLOCK)
-            at, self._offset = self._offset, self._offset + len(block)
+            self._begun, self._offset = self._offset, self._offset + len(block)
             if len(block) < _BLOCK:
                 if self.ended and not block.strip(b"\0"):
                     return None
@@ -128,9 +129,11 @@ class TarWalk:
             try:
                 info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
             except (tarfile.HeaderError, ValueError, OverflowError) as error:
-                raise Damaged("corrupt", f"no tar header at byte {at}: {error}") from None
+                raise Damaged("corrupt", f"no tar header at byte {self._begun}: {error}") from None
             if info.size < 0:
-                raise Damaged("corrupt", f"the member at byte {at} claims {info.size} bytes")
+                raise Damaged(
+                    "corrupt", f"the member at byte {self._begun} claims {info.size} bytes"
+                )
             self.ended = False
             self._block = block
             return info
@@ -165,7 +168,8 @@ class TarWalk:
             return Damaged("truncated", "an empty file is not a tar archive")
         return Damaged(
             "truncated",
-            f"the archive ends after byte {self._offset}, without its end-of-archive mark",
+            f"the archive ends in or behind what begins at byte {self._begun}, "
+            "without its end-of-archive mark",
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,4 @@ def read_all(config: SourceConfig, *fields: str) -> Read:
 def cut(input_: Input, cuts: Iterable[int]) -> list[Span]:
     """[0, extent) of `input_` cut at `cuts`."""
     edges = sorted({0, input_.extent, *(c % (input_.extent + 1) for c in cuts)})
-    return [
-        Span(input=input_, start=a, end=b) for a, b in zip(edges[:-1], edges[1:], strict=True)
-    ]
+    return [Span(input=input_, start=a, end=b) for a, b in pairwise(edges)]
