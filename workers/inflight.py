@@ -35,6 +35,14 @@ def page_folder() -> Path:
     return folder
 
 
+def sweep(folder: Path) -> None:
+    """Remove the pages `{driver pid}-…` of drivers that are gone: nobody will read them."""
+    for page in folder.glob("*-*"):
+        pid = page.name.partition("-")[0]
+        if pid.isdigit() and not Path("/proc", pid).exists():
+            page.unlink(missing_ok=True)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Held:
     """What native code held: of a batch over 4,094 samples only the first so many."""

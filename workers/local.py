@@ -31,7 +31,7 @@ from typing import Any
 
 from tokenmill.schemas.job import Job
 from tokenmill.schemas.work import Task
-from tokenmill.workers.inflight import Held, page_folder, read_page
+from tokenmill.workers.inflight import Held, page_folder, read_page, sweep
 from tokenmill.workers.launch import launch
 from tokenmill.workers.worker import StreamWorker
 
@@ -53,7 +53,9 @@ class LocalWorker:
     def start(cls, job: Job, pipeline: str, stream: str, index: int = 0) -> LocalWorker:
         """Start the process and return at once; ("ready", …) or ("failed", …) arrives later."""
         ours, theirs = socket.socketpair()
-        page = page_folder() / f"{os.getpid()}-{index}-{uuid.uuid4().hex[:12]}"
+        folder = page_folder()
+        sweep(folder)
+        page = folder / f"{os.getpid()}-{index}-{uuid.uuid4().hex[:12]}"
         with theirs:
             process = launch(
                 "tokenmill.workers.local:serve", str(theirs.fileno()), fds=(theirs.fileno(),)

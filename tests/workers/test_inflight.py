@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tokenmill.workers.inflight import CAPACITY, Held, InFlightPage, read_page
+from tokenmill.workers.inflight import CAPACITY, Held, InFlightPage, read_page, sweep
 
 UNIT = b"u" * 16
 
@@ -57,3 +57,13 @@ def test_a_torn_or_foreign_page_says_nothing(tmp_path, raw):
     path.write_bytes(raw)
     assert read_page(path) is None
     assert read_page(tmp_path / "nowhere") is None
+
+
+def test_pages_of_dead_drivers_are_swept_and_no_others(tmp_path):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    kept = {f"{os.getpid()}-0-abc", "5f3a" * 8}
+    for name in (f"{gone.pid}-0-abc", *kept):
+        InFlightPage(tmp_path / name)
+    sweep(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == kept
