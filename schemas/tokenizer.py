@@ -110,6 +110,20 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class WorkerFacts:
+    """What a worker found its stream's tokenizer to be: the probe's answer, for plan and ledger."""
+
+    stream: str
+    identity: TokenizerIdentity
+    descriptor: Descriptor
+    output: OutputSpec
+    checkpoint: str | None  # as the job names it, without secrets
+    checkpoint_sha256: str | None
+    config: Mapping[str, Any]
+    modality: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Window:
     """A piece of one sample, ready for the device.
 

@@ -98,6 +98,8 @@ class Task:
 
     isolate: sample ids that an earlier attempt died on or beside: each is encoded alone.
     condemned: sample id -> (reason, message): quarantined without being touched again.
+    tolerate: error strings (`Quarantine.error`) found to be the samples' own fault: however many
+        of them come, the worker goes on instead of calling it a systematic fault.
     """
 
     unit: WorkUnit
@@ -107,6 +109,7 @@ class Task:
     run: str
     isolate: frozenset[bytes] = frozenset()
     condemned: Mapping[bytes, tuple[str, str]] = field(default_factory=dict)
+    tolerate: frozenset[str] = frozenset()
 
     @property
     def name(self) -> tuple[bytes, str]:

@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from tokenmill.schemas.identity import ID_BYTES
 from tokenmill.schemas.shard import TokenRows, Verdict
 
+# What `ids` may hold; bfloat16 and packed bits need an Arrow extension type, which is to come.
+DTYPES = ("uint8", "uint16", "uint32", "uint64", "float16", "float32")
 MAX_OFFSET = 2**31 - 1  # list offsets are int32 per batch
 ROW_BYTES = 40  # id, verdict, offsets, source index, a little more: for the size of a batch
 

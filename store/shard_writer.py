@@ -1,6 +1,7 @@
 """Writes the rows of one (unit, stream) as shard files, rolled by size.
 
-Measured on one core, 1,000 ids a sample: see benchmarks and the numbers in `ShardWriter`.
+Measured on one shared core, 1,000 uint32 ids a sample, content hash included: plain 150 M tokens/s
+(half of it SHA-256), zstd 35 M (the codec alone: 65 M); read 500 M and 75 M.
 
 Every batch of a file has exactly N rows but the last. N is the default of the encoding, or, where
 so many of the first rows would pass 64 MiB, as many as fit into half of that. Where N rows met
@@ -38,7 +39,15 @@ from tokenmill.schemas.shard import (
 )
 from tokenmill.schemas.work import ShardFile
 from tokenmill.store.access import Access
-from tokenmill.store.columns import Layout, RowBuffer, SourceNames, checked, hashable, to_batch
+from tokenmill.store.columns import (
+    DTYPES,
+    Layout,
+    RowBuffer,
+    SourceNames,
+    checked,
+    hashable,
+    to_batch,
+)
 from tokenmill.store.local import make_folder, write_errors
 from tokenmill.store.paths import HIDDEN
 
@@ -74,6 +83,8 @@ class ShardWriter:
     ) -> None:
         if encoding not in ("auto", *ENCODINGS):
             raise ValueError(f"unknown encoding {encoding!r}, not auto, {', '.join(ENCODINGS)}")
+        if meta.dtype not in DTYPES:
+            raise ValueError(f"ids of {meta.dtype} cannot be stored, only {', '.join(DTYPES)}")
         self.encoding = encoding
         self.order_hash: bytes | None = None
         self._access = access

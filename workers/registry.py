@@ -25,11 +25,13 @@ def names() -> list[str]:
 
 
 def tokenizer_class(name: str) -> type[Tokenizer]:
-    """The plug-in called `name`.
+    """The plug-in called `name`, or the class that `package.module:Class` names.
 
     Raises TokenizerError where there is none (naming the nearest), where two packages offer the
     name, or where it cannot be imported.
     """
+    if ":" in name:  # `package.module:Class`: a plug-in of one's own that is not installed
+        return _load(name, name)
     targets = _targets().get(name)
     if targets is None:
         raise TokenizerError(
