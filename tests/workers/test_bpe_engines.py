@@ -10,12 +10,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import bpe_files as files
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.workers import bpe_files as files
 from tokenmill.schemas.tokenizer import EngineMismatch
 from tokenmill.workers.tokenizers.bpe import BpeTokenizer, hf
 from tokenmill.workers.tokenizers.bpe.engines import EngineRefusal, FastEngine

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import bpe_files as files
 import pytest
 
+from tests.workers import bpe_files as files
 from tokenmill.schemas.errors import StoreUnavailable, TokenizerError
 from tokenmill.workers.tokenizers.bpe import BpeTokenizer
 

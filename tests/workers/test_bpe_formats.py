@@ -7,12 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import bpe_files as files
 import pytest
 import sentencepiece
 import tiktoken
 import tokenizers
 
+from tests.workers import bpe_files as files
 from tokenmill.schemas.errors import TokenizerError
 from tokenmill.workers.tokenizers.bpe.patterns import NAMED
 from tokenmill.workers.tokenizers.bpe.probes import PROBES

@@ -6,13 +6,13 @@ import functools
 import pickle
 from typing import Any
 
-import bpe_files as files
 import numpy as np
 import pytest
 import tokenizers
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.workers import bpe_files as files
 from tokenmill.schemas.errors import SampleError, TokenizerError
 from tokenmill.schemas.tokenizer import (
     ClaimsLossless,

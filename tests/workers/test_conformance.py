@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import bpe_files as files
 import numpy as np
 import pytest
 
+from tests.workers import bpe_files as files
 from tokenmill.schemas.errors import SampleError
 from tokenmill.schemas.tokenizer import (
     BatchBudget,

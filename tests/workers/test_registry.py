@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from importlib.metadata import EntryPoint
 
-import bpe_files as files
 import pytest
 
+from tests.workers import bpe_files as files
 from tokenmill.schemas.errors import TokenizerError
 from tokenmill.workers import registry
 from tokenmill.workers.tokenizers.bpe import BpeTokenizer
