@@ -240,11 +240,38 @@ class UnitChecker(Protocol):
         ...
 
 
+class EngineMismatch(Exception):
+    """A fast engine gave other ids than the reference one, found while a unit went by.
+
+    Raised by `encode_flat` or `encode` after the tokenizer has switched itself to the reference
+    engine for good: the worker drops what the task wrote and runs it again from its beginning,
+    with the same tokenizer object. No verdict, no attempt; `notes()` says why.
+    """
+
+
 @runtime_checkable
 class Decodes(Protocol):
     """Beside `Tokenizer`: tokens back to media (numpy, or str for text)."""
 
     def decode(self, encoding: Encoding, conditions: Fields | None = None) -> Any: ...
+
+
+@runtime_checkable
+class ClaimsLossless(Protocol):
+    """Beside `Decodes`: whether decode(encode(x)) == x for every sample that gets tokens."""
+
+    @property
+    def lossless(self) -> bool: ...
+
+
+@runtime_checkable
+class HasOracle(Protocol):
+    """Beside `Tokenizer`: golden ids by an independent implementation, for the conformance suite.
+
+    None where the independent implementation refuses the sample.
+    """
+
+    def oracle(self, fields: Fields) -> Encoding | None: ...
 
 
 @runtime_checkable
