@@ -1,0 +1,286 @@
+"""Reads a shard that anybody may have written: everything is checked before it is believed.
+
+A local shard is memory-mapped and plain columns are not copied; a remote one is read by ranges,
+or whole through a LocalCache. Offsets are int32 per batch: batches are never combined.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from tokenmill.schemas.errors import CorruptStore
+from tokenmill.schemas.shard import (
+    FORMAT_VERSION,
+    META_BATCH_ROWS,
+    META_FORMAT,
+    META_SHARD,
+    ContentHasher,
+    ShardMeta,
+    Verdict,
+    order_hash,
+)
+from tokenmill.store.access import Access
+from tokenmill.store.cache import LocalCache
+from tokenmill.store.columns import Layout, from_batch
+
+HELD_BATCHES = 4  # decompressed or downloaded ones; mapped ones cost nothing and are all kept
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardRow:
+    """One sample. ids: 1-D view of the shard's dtype, None without tokens; shape gives it axes."""
+
+    id: bytes
+    key: str
+    source: str
+    span: str | None
+    verdict: Verdict
+    ids: NDArray[Any] | None
+    shape: tuple[int, ...] | None
+    n_valid: int | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardCounts:
+    """What the bytes of a shard file say, to be compared with what the ledger says."""
+
+    rows: int
+    samples: int
+    tokens: int
+    size: int  # bytes
+    order_hash: bytes  # over this file's ids alone
+
+
+class ShardReader:
+    """A context manager over one shard file; threads may share it.
+
+    Raises CorruptStore where the file is missing, truncated, not Arrow, of a newer
+    format_version, or inconsistent; StoreUnavailable where the store does not answer.
+    """
+
+    meta: ShardMeta
+    rows: int
+    batch_rows: int
+
+    def __init__(self, access: Access, path: str, *, cache: LocalCache | None = None) -> None:
+        self.where = access.full(path)
+        self._held: OrderedDict[int, _Batch] = OrderedDict()
+        with self._reading():
+            self._source, self._mapped = _open(access, path, cache)
+        try:
+            with self._reading():
+                self._reader = pa.ipc.open_file(self._source)
+            self._read_head()
+        except BaseException:
+            self._source.close()
+            raise
+
+    def _read_head(self) -> None:
+        schema = self._reader.schema
+        metadata = schema.metadata or {}
+        self._check_version(metadata)
+        self.meta = self._parse_meta(metadata.get(META_SHARD, b""))
+        self.batch_rows = self._positive(metadata.get(META_BATCH_ROWS, b""), "rows per batch")
+        self._check_schema(schema)
+        count = self._reader.num_record_batches
+        self.batch_count: int = count
+        last = self._get(count - 1).data.num_rows if count else 0
+        self.rows = max(0, count - 1) * self.batch_rows + last
+
+    def _check_version(self, metadata: dict[bytes, bytes]) -> None:
+        if META_FORMAT not in metadata:
+            raise self._corrupt("this Arrow file is not a shard of tokenmill")
+        version = self._positive(metadata[META_FORMAT], "format_version")
+        if version > FORMAT_VERSION:
+            raise CorruptStore(
+                f"this shard has format_version {version}, newer than {FORMAT_VERSION}, "
+                "the newest that this tokenmill reads",
+                where=self.where,
+                remedy="upgrade tokenmill",
+            )
+
+    def _positive(self, text: bytes, what: str) -> int:
+        if not text.isdigit() or len(text) > 9 or int(text) < 1:
+            raise self._corrupt(f"its {what} is {text[:40]!r}")
+        return int(text)
+
+    def _parse_meta(self, text: bytes) -> ShardMeta:
+        try:
+            found = json.loads(text)
+            known = {f.name: found[f.name] for f in fields(ShardMeta)}
+            known["axes"] = tuple(str(axis) for axis in known["axes"])
+            known["codebook_sizes"] = tuple(int(size) for size in known["codebook_sizes"])
+            meta = ShardMeta(**known)
+            np.dtype(meta.dtype)
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise self._corrupt("its description cannot be read") from error
+        return meta
+
+    def _check_schema(self, schema: pa.Schema) -> None:
+        names = schema.names
+        layout = Layout(
+            dtype=self.meta.dtype,
+            span="span" in names,
+            shape="shape" in names,
+            n_valid="n_valid" in names,
+        )
+        for field in layout.schema({}):
+            if names.count(field.name) != 1 or schema.field(field.name).type != field.type:
+                raise self._corrupt(f"its column {field.name!r} is missing or not {field.type}")
+
+    def _corrupt(self, why: str) -> CorruptStore:
+        return CorruptStore(
+            "a shard cannot be believed",
+            where=self.where,
+            why=why,
+            remedy="run `tokenmill verify`; restore the file, or tokenize its unit again",
+        )
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise self._corrupt("the file is missing") from error
+        except (pa.ArrowException, OSError, MemoryError) as error:
+            raise self._corrupt(f"it is truncated or not an Arrow file ({error})") from error
+
+    def _get(self, index: int) -> _Batch:
+        held = self._held.get(index)
+        if held is not None:
+            return held
+        with self._reading():
+            data = self._reader.get_batch(index)
+            data.validate(full=True)  # offsets and indices of a stranger's file may point anywhere
+        full = index < self.batch_count - 1
+        if data.num_rows > self.batch_rows or (full and data.num_rows < self.batch_rows):
+            raise self._corrupt(f"batch {index} has {data.num_rows} rows, not {self.batch_rows}")
+        batch = _Batch(data)
+        if not batch.consistent():
+            raise self._corrupt(f"verdicts and ids of batch {index} disagree")
+        self._held[index] = batch
+        while len(self._held) > HELD_BATCHES and not self._mapped:
+            self._held.popitem(last=False)
+        return batch
+
+    def batch(self, index: int) -> pa.RecordBatch:
+        """Record batch `index`; rows index * batch_rows and on. Raises IndexError."""
+        if not 0 <= index < self.batch_count:
+            raise IndexError(f"batch {index} of {self.batch_count}")
+        return self._get(index).data
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """All record batches in order."""
+        for index in range(self.batch_count):
+            yield self.batch(index)
+
+    def _at(self, row: int) -> tuple[_Batch, int]:
+        if not 0 <= row < self.rows:
+            raise IndexError(f"row {row} of {self.rows}")
+        return self._get(row // self.batch_rows), row % self.batch_rows
+
+    def ids(self, row: int) -> NDArray[Any] | None:
+        """The flat ids of one row of this file, None without tokens. Raises IndexError."""
+        batch, at = self._at(row)
+        return batch.ids(at)
+
+    def row(self, row: int) -> ShardRow:
+        """One whole row of this file. Raises IndexError."""
+        batch, at = self._at(row)
+        return batch.row(at)
+
+    def close(self) -> None:
+        self._held.clear()
+        self._source.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class _Batch:
+    """A validated record batch with its ids as numpy views."""
+
+    def __init__(self, data: pa.RecordBatch) -> None:
+        self.data = data
+        lists = data.column("ids")
+        self._valid: NDArray[np.bool_] = np.asarray(lists.is_valid())
+        self._offsets: NDArray[np.int32] = np.asarray(lists.offsets)
+        self._values: NDArray[Any] = np.asarray(lists.values)
+        self._optional = {
+            n: data.column(n) for n in ("span", "shape", "n_valid") if n in data.schema.names
+        }
+
+    def consistent(self) -> bool:
+        verdicts = np.asarray(self.data.column("verdict"))
+        return bool(np.array_equal(verdicts == Verdict.TOKENS, self._valid)) and bool(
+            len(verdicts) == 0 or verdicts.max() <= max(Verdict)
+        )
+
+    def ids(self, at: int) -> NDArray[Any] | None:
+        if not self._valid[at]:
+            return None
+        return self._values[self._offsets[at] : self._offsets[at + 1]]
+
+    def row(self, at: int) -> ShardRow:
+        extra = {name: column[at].as_py() for name, column in self._optional.items()}
+        shape = extra.get("shape")
+        return ShardRow(
+            id=self.data.column("id")[at].as_py(),
+            key=self.data.column("key")[at].as_py(),
+            source=self.data.column("source")[at].as_py(),
+            span=extra.get("span"),
+            verdict=Verdict(self.data.column("verdict")[at].as_py()),
+            ids=self.ids(at),
+            shape=None if shape is None else tuple(shape),
+            n_valid=extra.get("n_valid"),
+        )
+
+
+def _open(access: Access, path: str, cache: LocalCache | None) -> tuple[pa.NativeFile, bool]:
+    local = access.local_path(path)
+    if local is None and cache is not None:
+        local = cache.fetch(access, path)
+    if local is not None:
+        return pa.memory_map(str(local)), True
+    return pa.PythonFile(access.open(path), mode="r"), False
+
+
+def content_hash(access: Access, path: str) -> tuple[ShardCounts, bytes]:
+    """Counts and content hash recomputed from the bytes: for `verify`. Raises as ShardReader."""
+    samples = tokens = rows = 0
+    ids: list[bytes] = []
+    with ShardReader(access, path) as reader:
+        hasher = ContentHasher(reader.meta.dtype)
+        for batch in reader.batches():
+            found = from_batch(batch)
+            hasher.update(found)
+            ids.append(found.ids)
+            rows += found.n
+            samples += int((found.verdicts == Verdict.TOKENS).sum())
+            tokens += len(found.values)
+    counts = ShardCounts(
+        rows=rows,
+        samples=samples,
+        tokens=tokens,
+        size=access.stat(path).size,
+        order_hash=order_hash(ids),
+    )
+    return counts, hasher.digest()
