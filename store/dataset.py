@@ -26,19 +26,21 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 from numpy.typing import NDArray
 
-from tokenmill.schemas.errors import JobError, SpaceMismatch, TokenizerError
+from tokenmill.schemas.errors import JobError, SpaceMismatch, StoreError, TokenizerError
 from tokenmill.schemas.job import nearest
 from tokenmill.store.access import Access
 from tokenmill.store.alignment import FileRows, Plan, plan_pipeline
 from tokenmill.store.gather import read_piece
 from tokenmill.store.joining import Join
 from tokenmill.store.ledger import Ledger
-from tokenmill.store.pinned import pin
 from tokenmill.store.query import run_sql
 from tokenmill.store.rows import Batch, Column, Row
 from tokenmill.store.shards import ShardReader
-from tokenmill.store.snapshot import Snapshot
+from tokenmill.store.snapshot import FOLDER, Snapshot, tagged, take_snapshot
 from tokenmill.store.views import CELLS_SCHEMA
+
+
+HASH_DIGITS = 64
 
 
 class MixedRecipes(UserWarning):
@@ -92,8 +94,7 @@ def open_store(
     or stream, SpaceMismatch.
     """
     access = Access(uri)
-    ledger = Ledger.open(access)
-    dataset = Dataset(access, pin(access, ledger, tag=tag, snapshot=snapshot), decoder=decoder)
+    dataset = Dataset(access, _pinned(access, tag, snapshot), decoder=decoder)
     if pipeline is not None:
         dataset = dataset.select(pipeline=pipeline)
     for stream, space in (spaces or {}).items():
@@ -385,6 +386,32 @@ class Dataset:
     def _tokenizers(self) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = self._ledger.rows("tokenizer").sort_by("seq").to_pylist()
         return rows
+
+
+def _pinned(access: Access, tag: str | None, snapshot: str | None) -> Snapshot:
+    if tag is not None and snapshot is not None:
+        raise JobError("give either a tag or a snapshot, not both", where=access.uri)
+    if tag is not None:
+        return Snapshot.load(access, tagged(access, tag))
+    if snapshot is not None:
+        return Snapshot.load(access, full_hash(access, snapshot))
+    return take_snapshot(access, Ledger.open(access))
+
+
+def full_hash(access: Access, beginning: str) -> str:
+    """The snapshot whose hash begins so: people copy twelve digits. Raises StoreError."""
+    if len(beginning) >= HASH_DIGITS:
+        return beginning
+    names = [listed.path.rpartition("/")[2] for listed in access.list(FOLDER)]
+    found = [n.removesuffix(".arrow") for n in names if n.endswith(".arrow")]
+    matching = [name for name in found if beginning and name.startswith(beginning)]
+    if len(matching) != 1:
+        raise StoreError(
+            f"{len(matching) or 'no'} snapshots begin with {beginning!r}",
+            where=access.full(FOLDER),
+            remedy="give more digits of its hash, or open the store without naming a snapshot",
+        )
+    return matching[0]
 
 
 def _files(table: pa.Table) -> tuple[FileRows, ...]:
