@@ -10,9 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tokenmill.store.ledger_rows import Entry
+import pyarrow as pa
+
+from tokenmill.store.ledger_rows import Entry, tokenizer_key
 
 Name = tuple[bytes, str]
+_Claim = tuple[bytes, bytes, int, int, str]  # input id, place, start, end, URI
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,7 +35,7 @@ class Split:
     """
 
     live: tuple[Entry, ...]
-    done: tuple[Name, ...]
+    done: tuple[Entry, ...]
     dropped: Mapping[Name, str]
 
 
@@ -43,9 +46,22 @@ class Rivals:
     run: str
     base: int
     seq: int = 0  # everything up to here has been learned
-    own: dict[Name, frozenset[str]] = field(default_factory=dict)
+    states: set[str] = field(default_factory=set)  # this run's rows: started, finished, ...
+    described: set[str] = field(default_factory=set)  # tokenizer rows of the pipeline, by key
+    own: dict[Name, int] = field(default_factory=dict)  # to a sum of hashes of the shards' paths
     cells: dict[tuple[str, bytes], list[_Rival]] = field(default_factory=dict)
     versions: dict[tuple[str, bytes], dict[bytes, int]] = field(default_factory=dict)
+
+    def learn(self, news: Mapping[str, pa.Table]) -> None:
+        """Rows after `seq`, by kind: input, unit, tokenizer and run."""
+        self.learn_pipeline(news)
+        self.learn_cells(news["input"].to_pylist())
+        self.learn_units(news["unit"].to_pylist())
+
+    def learn_pipeline(self, rows: Mapping[str, pa.Table]) -> None:
+        """Rows of kind tokenizer (TOKENIZER_KEY) and run (run, state)."""
+        self.described |= {tokenizer_key(row) for row in rows["tokenizer"].to_pylist()}
+        self.states |= {r["state"] for r in rows["run"].to_pylist() if r["run"] == self.run}
 
     def learn_cells(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Rows of kind input: run, seq, stream, input, source_id, span_start, span_end, recipe."""
@@ -67,46 +83,49 @@ class Rivals:
         for row in rows:
             if row["run"] == self.run:
                 name = (row["unit"], row["stream"])
-                paths = frozenset() if row["path"] is None else frozenset([row["path"]])
-                self.own[name] = self.own.get(name, frozenset()) | paths
+                written = 0 if row["path"] is None else hash(row["path"])
+                self.own[name] = self.own.get(name, 0) + written
 
     def learn_own(self, entries: Iterable[Entry]) -> None:
         for entry in entries:
-            self.own[entry.name] = _paths(entry)
+            self.own[entry.name] = _written(entry)
 
     def split(self, entries: Sequence[Entry], planned_seq: int) -> Split:
         live: list[Entry] = []
-        done: list[Name] = []
+        done: list[Entry] = []
         dropped: dict[Name, str] = {}
         group = _Group()
         for entry in entries:
             written = self.own.get(entry.name)
-            if written is not None and written == _paths(entry):
-                done.append(entry.name)
+            if written is not None and written == _written(entry):
+                done.append(entry)
                 continue
+            claims = _claims(entry)
             why = (
                 "this run committed another attempt of it"
                 if written is not None
-                else self._conflict(entry, planned_seq) or group.conflict(entry)
+                else self._conflict(entry, claims, planned_seq) or group.conflict(entry, claims)
             )
             if why is None:
                 live.append(entry)
-                group.add(entry)
+                group.add(entry, claims)
             else:
                 dropped[entry.name] = why
         return Split(live=tuple(live), done=tuple(done), dropped=dropped)
 
-    def _conflict(self, entry: Entry, planned_seq: int) -> str | None:
+    def _conflict(self, entry: Entry, claims: Sequence[_Claim], planned_seq: int) -> str | None:
         stream, recipe = entry.result.stream, entry.result.recipe
-        for span in entry.unit.spans:
-            for rival in self.cells.get((stream, span.input.id), ()):
-                if rival.seq <= planned_seq or rival.end <= span.start or span.end <= rival.start:
+        if not self.cells:
+            return None
+        for input_, place, start, end, uri in claims:
+            for rival in self.cells.get((stream, input_), ()):
+                if rival.seq <= planned_seq or rival.end <= start or end <= rival.start:
                     continue
                 if rival.recipe == recipe or not entry.replaces:
-                    return f"another run committed cells of {span.input.uri}"
-            for version, seq in self.versions.get((stream, span.input.source), {}).items():
-                if seq > planned_seq and version != span.input.id:
-                    return f"another run committed another version of {span.input.uri}"
+                    return f"another run committed cells of {uri}"
+            for version, seq in self.versions.get((stream, place), {}).items():
+                if seq > planned_seq and version != input_:
+                    return f"another run committed another version of {uri}"
         return None
 
 
@@ -117,23 +136,26 @@ class _Group:
         self._spans: dict[tuple[str, bytes], list[tuple[int, int]]] = {}
         self._versions: dict[tuple[str, bytes], bytes] = {}
 
-    def conflict(self, entry: Entry) -> str | None:
+    def conflict(self, entry: Entry, claims: Sequence[_Claim]) -> str | None:
         stream = entry.result.stream
-        for span in entry.unit.spans:
-            input_ = span.input
-            if self._versions.get((stream, input_.source), input_.id) != input_.id:
-                return f"the same commit holds another version of {input_.uri}"
-            for start, end in self._spans.get((stream, input_.id), ()):
-                if start < span.end and span.start < end:
-                    return f"the same commit covers these cells of {input_.uri}"
+        for input_, place, start, end, uri in claims:
+            if self._versions.get((stream, place), input_) != input_:
+                return f"the same commit holds another version of {uri}"
+            for other_start, other_end in self._spans.get((stream, input_), ()):
+                if other_start < end and start < other_end:
+                    return f"the same commit covers these cells of {uri}"
         return None
 
-    def add(self, entry: Entry) -> None:
+    def add(self, entry: Entry, claims: Sequence[_Claim]) -> None:
         stream = entry.result.stream
-        for span in entry.unit.spans:
-            self._versions[stream, span.input.source] = span.input.id
-            self._spans.setdefault((stream, span.input.id), []).append((span.start, span.end))
+        for input_, place, start, end, _ in claims:
+            self._versions[stream, place] = input_
+            self._spans.setdefault((stream, input_), []).append((start, end))
 
 
-def _paths(entry: Entry) -> frozenset[str]:
-    return frozenset(shard.path for shard in entry.result.shards)
+def _claims(entry: Entry) -> list[_Claim]:
+    return [(s.input.id, s.input.source, s.start, s.end, s.input.uri) for s in entry.unit.spans]
+
+
+def _written(entry: Entry) -> int:
+    return sum(hash(shard.path) for shard in entry.result.shards)

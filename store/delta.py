@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +26,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 from tokenmill.schemas.errors import CorruptStore, StoreError, StoreUnavailable
 from tokenmill.schemas.ledger import LEDGER_FORMAT, LEDGER_SCHEMA
 from tokenmill.store.access import Access
+from tokenmill.store.paths import relative
 
 LEDGER = "ledger"
 _FORMAT_KEY = "tokenmill.format"
@@ -34,6 +35,7 @@ _CONFIGURATION = {
     # statistics of two columns only: the log stays small and still prunes what we ask for
     "delta.dataSkippingStatsColumns": "pipeline,seq",
 }
+READ_TRIES = 3
 _READ_THREADS = 8
 _WHOLE_READ = 8 << 20  # smaller files are read in one request
 _NOISE = re.compile(r"\x1b\[[0-9;]*m|↳")
@@ -89,6 +91,10 @@ class DeltaLedger:
         return int(self._table.version())
 
     @property
+    def uri(self) -> str:
+        return self._access.full(LEDGER)
+
+    @property
     def table(self) -> DeltaTable:
         return self._table
 
@@ -138,22 +144,22 @@ class DeltaLedger:
 
     def read(
         self,
-        kinds: Sequence[str],
-        columns: Sequence[str],
+        wanted: Mapping[str, Sequence[str]],
         *,
         pipeline: str | None = None,
         after: int = 0,
         filter: pc.Expression | None = None,
-    ) -> pa.Table:
-        """Rows of these kinds with seq > `after`, in no particular order, with exactly `columns`.
+    ) -> dict[str, pa.Table]:
+        """Kind -> its rows with seq > `after`, in no particular order, with exactly the columns
+        asked for, all of one version of the table.
 
         A file that a compaction took away while we read is no error: the newest version is read.
-        Raises CorruptStore, StoreUnavailable.
+        `filter` may name only columns that are asked for. Raises CorruptStore, StoreUnavailable.
         """
-        for _ in range(3):
-            wanted = [f for f in self.files() if f.may_hold(kinds, pipeline, after)]
+        for _ in range(READ_TRIES):
+            files = [f for f in self.files() if f.may_hold(tuple(wanted), pipeline, after)]
             try:
-                return self._read_files(wanted, columns, pipeline, after, filter)
+                return self._read_files(files, wanted, pipeline, after, filter)
             except FileNotFoundError as gone:
                 missing = gone
                 self.refresh()
@@ -167,29 +173,34 @@ class DeltaLedger:
     def _read_files(
         self,
         files: Sequence[LogFile],
-        columns: Sequence[str],
+        wanted: Mapping[str, Sequence[str]],
         pipeline: str | None,
         after: int,
         filter: pc.Expression | None,
-    ) -> pa.Table:
+    ) -> dict[str, pa.Table]:
         condition = filter
         if pipeline is not None:
             condition = _both(condition, pc.field("pipeline") == pipeline)
         if after > 0:
             condition = _both(condition, pc.field("seq") > after)
-        needed = list(dict.fromkeys([*columns, "pipeline", "seq"]))
-        if filter is not None:  # a filter may name any column
-            needed = LEDGER_SCHEMA.names
 
         def one(file: LogFile) -> pa.Table:
-            table = self._read_file(file, needed)
-            return (table if condition is None else table.filter(condition)).select(list(columns))
+            columns = list(wanted[file.kind])
+            table = self._read_file(file, list(dict.fromkeys([*columns, "pipeline", "seq"])))
+            return (table if condition is None else table.filter(condition)).select(columns)
 
-        empty = LEDGER_SCHEMA.empty_table().select(list(columns))
         if self._access.local or len(files) < 2:
-            return pa.concat_tables([empty, *map(one, files)])
-        with ThreadPoolExecutor(_READ_THREADS) as pool:
-            return pa.concat_tables([empty, *pool.map(one, files)])
+            tables = list(map(one, files))
+        else:
+            with ThreadPoolExecutor(_READ_THREADS) as pool:
+                tables = list(pool.map(one, files))
+        found: dict[str, list[pa.Table]] = {
+            kind: [LEDGER_SCHEMA.empty_table().select(list(columns))]
+            for kind, columns in wanted.items()
+        }
+        for file, table in zip(files, tables, strict=True):
+            found[file.kind].append(table)
+        return {kind: pa.concat_tables(parts) for kind, parts in found.items()}
 
     def _read_file(self, file: LogFile, columns: Sequence[str]) -> pa.Table:
         path = f"{LEDGER}/{file.path}"
@@ -287,7 +298,6 @@ class DeltaLedger:
 
 def _create(access: Access) -> DeltaTable:
     uri, options = access.delta(LEDGER)
-    access.check()
     with _errors(access):
         try:
             return DeltaTable.create(
@@ -328,13 +338,12 @@ def _shaped(table: pa.Table, kind: str, columns: Sequence[str]) -> pa.Table:
 
 def _checked(path: str, access: Access) -> str:
     """A path out of the log is data: it must lie inside the table."""
-    parts = path.split("/")
-    if "://" in path or "\\" in path or any(p in ("", ".", "..") for p in parts):
+    if "://" in path or not path or relative(path) != path:
         raise CorruptStore(
             "the ledger's log names a file outside its table",
             where=access.full(LEDGER),
             why=f"path {path!r}",
-            remedy="do not read this store: somebody has tampered with it",
+            remedy="do not read this store: it was not written by tokenmill",
         )
     return path
 

@@ -202,9 +202,7 @@ class _HiddenRows:
         """Merged ranges of `attempt` clipped to [begin, end)."""
         low, high = np.searchsorted(self._attempt, [attempt, attempt + 1])
         merged: list[tuple[int, int]] = []
-        for a, b in zip(
-            self._first[low:high].tolist(), self._end[low:high].tolist(), strict=True
-        ):
+        for a, b in zip(self._first[low:high].tolist(), self._end[low:high].tolist(), strict=True):
             a, b = max(a, begin), min(b, end)
             if a >= b:
                 continue
