@@ -79,9 +79,14 @@ _QUARANTINE_HISTORY = f"""
 select {_QUARANTINE_COLUMNS} from _ledger q where q.kind = 'quarantine'
 """
 
+# A run has a row when it starts and one when it ends: people see one run.
 _RUNS = """
-select run, pipeline, job, state, host, committed_at, summary, job_json
-from _ledger where kind = 'run'
+select run, pipeline, any_value(job) as job, arg_max(state, seq) as state,
+    any_value(host) as host, min(committed_at) as started_at,
+    max(committed_at) filter (where state <> 'started') as ended_at,
+    arg_max(summary, seq) filter (where summary is not null) as summary,
+    any_value(job_json) as job_json
+from _ledger where kind = 'run' group by run, pipeline
 """
 
 _TOKENIZERS = """

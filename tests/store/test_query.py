@@ -110,11 +110,10 @@ def test_shards_count_the_rows_that_a_later_commit_superseded(
 
 
 def test_runs_and_tokenizers_are_told(built: Builder, dataset: Dataset) -> None:
+    assert rows(dataset, "select state, ended_at from runs") == [("started", None)]
     built.ledger.finish_run("docs", "run-1", "finished", {"tokens": 4})
-    assert rows(dataset, "select run, job, state from runs order by committed_at, state desc") == [
-        ("run-1", "nightly", "started"),
-        ("run-1", "nightly", "finished"),
-    ]
+    text = "select run, job, state, host, summary, ended_at >= started_at from runs"
+    assert rows(dataset, text) == [("run-1", "nightly", "finished", "here", '{"tokens": 4}', True)]
     (tokenizer,) = dataset.sql("select * from tokenizers").to_pylist()
     assert tokenizer["checkpoint_sha256"] == "ab" * 32 and tokenizer["config"] == '{"bos":true}'
 
