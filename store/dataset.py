@@ -137,20 +137,20 @@ class Dataset:
         """Hash of the pinned snapshot: `open(uri, snapshot=…)` reads the very same rows."""
         return self._snapshot.hash
 
-    @property
+    @cached_property
     def pipelines(self) -> tuple[str, ...]:
         return tuple(sorted({f.pipeline for f in self._files}))
 
-    @property
+    @cached_property
     def streams(self) -> tuple[str, ...]:
         return tuple(sorted({f.stream for f in self._files}))
 
-    @property
+    @cached_property
     def spaces(self) -> Mapping[str, tuple[str, ...]]:
         """Stream -> its spaces; more than one cannot be read together."""
         return _distinct(self._files, lambda f: f.space)
 
-    @property
+    @cached_property
     def recipes(self) -> Mapping[str, tuple[str, ...]]:
         """Stream -> its recipes; several of one space are read, with a warning."""
         return _distinct(self._files, lambda f: f.recipe)
@@ -231,7 +231,10 @@ class Dataset:
         Raises SpaceMismatch at once where a stream holds two spaces.
         """
         wanted = self._wanted(streams)
-        self._check_spaces(wanted)
+        self.check_spaces(wanted)
+        for stream in sorted(wanted):
+            if len(self.recipes[stream]) > 1:
+                _warn_of_mix(self.uri, stream, self.recipes[stream])
         return self._batches(wanted)
 
     def columns(self, stream: str) -> Iterator[Column]:
@@ -266,8 +269,9 @@ class Dataset:
         _check_known("stream", names, self.streams, self.uri)
         return frozenset(names)
 
-    def _check_spaces(self, streams: Iterable[str]) -> None:
-        for stream in sorted(streams):
+    def check_spaces(self, streams: Collection[str] | None = None) -> None:
+        """Raises SpaceMismatch where a stream holds ids of more than one space (G7)."""
+        for stream in sorted(self._wanted(streams)):
             if len(self.spaces[stream]) > 1:
                 raise SpaceMismatch(
                     f"stream {stream!r} holds tokens of {len(self.spaces[stream])} spaces",
@@ -275,13 +279,6 @@ class Dataset:
                     why=f"the same id means different things: {self._where_spaces(stream)}",
                     remedy="read one pipeline (`pipeline=`, `select`), other streams, an older "
                     "snapshot or tag, or encode the rest again (`tokenmill run --retokenize`)",
-                )
-            if len(self.recipes[stream]) > 1:
-                warnings.warn(
-                    f"stream {stream!r} of {self.uri} mixes {len(self.recipes[stream])} recipes of "
-                    f"one space: {', '.join(r[:12] for r in self.recipes[stream])}",
-                    MixedRecipes,
-                    stacklevel=3,
                 )
 
     def _where_spaces(self, stream: str) -> str:
@@ -424,6 +421,15 @@ def _files(table: pa.Table) -> tuple[FileRows, ...]:
             exclude=tuple((e["start"], e["end"]) for e in exclude or ()),
         )
         for *values, exclude in zip(*columns, excludes, strict=True)
+    )
+
+
+def _warn_of_mix(uri: str, stream: str, recipes: Collection[str]) -> None:
+    warnings.warn(
+        f"stream {stream!r} of {uri} mixes {len(recipes)} recipes of one space: "
+        f"{', '.join(recipe[:12] for recipe in recipes)}",
+        MixedRecipes,
+        stacklevel=4,
     )
 
 

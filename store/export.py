@@ -62,7 +62,7 @@ def export(
     if to not in writers:
         raise JobError(f"no export format {to!r}", remedy=f"one of {', '.join(sorted(writers))}")
     target = Access(out)
-    dataset.batches().close()  # refuses mixed spaces before anything of the target is touched
+    dataset.check_spaces()  # refuses mixed spaces before anything of the target is touched
     _clear(target, force)
     files: list[dict[str, Any]] = []
 

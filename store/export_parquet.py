@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tokenmill.schemas.errors import JobError
 from tokenmill.store.dataset import Dataset, StreamType
 from tokenmill.store.placing import Place
 from tokenmill.store.rows import Batch, Column
@@ -103,6 +104,13 @@ def _schema(dataset: Dataset, types: dict[str, StreamType]) -> pa.Schema:
         fields.append(pa.field(_name(stream), pa.list_(pa.from_numpy_dtype(kind.dtype))))
         if kind.shaped:
             fields.append(pa.field(f"{stream}.shape", pa.list_(pa.int32())))
+    names = [field.name for field in fields]
+    if len(set(names)) != len(names):
+        raise JobError(
+            "two columns of the export would have one name",
+            why=f"the columns are {', '.join(names)}",
+            remedy="export the streams one by one (--stream)",
+        )
     facts = {
         "snapshot": dataset.snapshot,
         "spaces": {s: list(v) for s, v in dataset.spaces.items()},
