@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from tokenmill.schemas.identity import ID_BYTES
 from tokenmill.schemas.shard import TokenRows, Verdict
 
+# What `ids` may hold; bfloat16 and packed bits need an Arrow extension type, which is to come.
+DTYPES = ("uint8", "uint16", "uint32", "uint64", "float16", "float32")
 MAX_OFFSET = 2**31 - 1  # list offsets are int32 per batch
 ROW_BYTES = 40  # id, verdict, offsets, source index, a little more: for the size of a batch
 
@@ -114,14 +116,15 @@ class RowBuffer:
             size -= chunk.size_of(within)
         return max(1, count)
 
-    def head(self, size: int) -> bytes:
-        """The first ids as they would be written, about `size` bytes: to try compression on."""
-        parts, left = [], size
+    def head(self, rows: int, size: int) -> bytes:
+        """The ids of the first `rows`, at most `size` bytes of them: to try compression on."""
+        parts = []
         for chunk in self._chunks:
-            values = chunk.rows.values[chunk.lengths[chunk.at] :]
-            parts.append(values[: max(1, left // values.dtype.itemsize)].tobytes())
-            left -= len(parts[-1])
-            if left <= 0:
+            n = min(rows, chunk.rows.n - chunk.at)
+            values = chunk.rows.values[chunk.lengths[chunk.at] : chunk.lengths[chunk.at + n]]
+            parts.append(values[: size // values.dtype.itemsize].tobytes())
+            rows, size = rows - n, size - len(parts[-1])
+            if rows <= 0 or size <= 0:
                 break
         return b"".join(parts)
 

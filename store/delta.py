@@ -112,7 +112,8 @@ class DeltaLedger:
         self._check_format()
 
     def seq(self, app: str) -> int:
-        return int(self._table.transaction_version(app) or 0)
+        with _errors(self._access):  # it may read the log
+            return int(self._table.transaction_version(app) or 0)
 
     def files(self) -> list[LogFile]:
         with _errors(self._access):
@@ -276,7 +277,10 @@ class DeltaLedger:
         with _errors(self._access):
             return list(
                 self._table.vacuum(
-                    retention_hours=hours, dry_run=dry_run, enforce_retention_duration=False
+                    retention_hours=hours,
+                    dry_run=dry_run,
+                    enforce_retention_duration=False,
+                    full=True,  # what dead writers left too
                 )
             )
 

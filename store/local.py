@@ -118,7 +118,7 @@ class LocalFolder:
         if not top.is_dir():
             return
         with read_errors(top):
-            yield from _walk(top, f"{prefix}/" if prefix else "", hidden, ())
+            yield from _walk(top, f"{prefix}/" if prefix else "", hidden, frozenset())
 
     def delete(self, paths: Iterable[str]) -> None:
         for path in paths:
@@ -140,17 +140,18 @@ class LocalFolder:
                 os.close(file)
 
 
-def _walk(folder: Path, prefix: str, hidden: bool, above: tuple[int, ...]) -> Iterator[Listed]:
-    """Files below `folder` in the order of their full paths."""
+def _walk(folder: Path, prefix: str, hidden: bool, above: frozenset[str]) -> Iterator[Listed]:
+    """Files below `folder` in the order of their full paths; links are followed, never upwards."""
     entries = [(e.name + "/" if e.is_dir() else e.name, e) for e in os.scandir(folder)]
-    inode = folder.stat().st_ino
+    here = above | {str(folder.resolve())}
     for name, entry in sorted(entries, key=lambda pair: pair[0]):
         if name.startswith(HIDDEN) and not hidden:
             continue
         try:
             if name.endswith("/"):
-                if inode not in above:  # a link that leads back up would never end
-                    yield from _walk(Path(entry.path), prefix + name, hidden, (*above, inode))
+                below = Path(entry.path)
+                if not (entry.is_symlink() and str(below.resolve()) in here):
+                    yield from _walk(below, prefix + name, hidden, here)
             elif entry.is_file():
                 yield _listed(prefix + name, entry.stat())
         except FileNotFoundError:

@@ -64,7 +64,7 @@ def parse_root(uri: str) -> Root:
     parts = urlsplit(uri)
     bucket = parts.netloc.rpartition("@")[2]
     prefix = posixpath.normpath(parts.path).strip("/") if parts.path.strip("/") else ""
-    if not bucket or ".." in prefix.split("/"):
+    if not bucket or ".." in parts.path.split("/"):
         raise StoreError(
             "not an S3 address", where=without_secrets(uri), remedy="write s3://bucket/prefix"
         )

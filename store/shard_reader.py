@@ -31,7 +31,7 @@ from tokenmill.schemas.shard import (
 )
 from tokenmill.store.access import Access
 from tokenmill.store.cache import LocalCache
-from tokenmill.store.columns import Layout, from_batch
+from tokenmill.store.columns import DTYPES, Layout, from_batch
 
 HELD_BATCHES = 4  # decompressed or downloaded ones; mapped ones cost nothing and are all kept
 
@@ -121,9 +121,13 @@ class ShardReader:
             known["axes"] = tuple(str(axis) for axis in known["axes"])
             known["codebook_sizes"] = tuple(int(size) for size in known["codebook_sizes"])
             meta = ShardMeta(**known)
-            np.dtype(meta.dtype)
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise self._corrupt("its description cannot be read") from error
+        texts = {f.name for f in fields(ShardMeta)} - {"axes", "codebook_sizes", "first_row"}
+        if not all(isinstance(known[name], str) for name in texts) or meta.dtype not in DTYPES:
+            raise self._corrupt("its description has fields of the wrong kind")
+        if not isinstance(meta.first_row, int) or meta.first_row < 0:
+            raise self._corrupt(f"its first row is {meta.first_row!r}")
         return meta
 
     def _check_schema(self, schema: pa.Schema) -> None:

@@ -38,7 +38,15 @@ from tokenmill.schemas.shard import (
 )
 from tokenmill.schemas.work import ShardFile
 from tokenmill.store.access import Access
-from tokenmill.store.columns import Layout, RowBuffer, SourceNames, checked, hashable, to_batch
+from tokenmill.store.columns import (
+    DTYPES,
+    Layout,
+    RowBuffer,
+    SourceNames,
+    checked,
+    hashable,
+    to_batch,
+)
 from tokenmill.store.local import make_folder, write_errors
 from tokenmill.store.paths import HIDDEN
 
@@ -74,6 +82,8 @@ class ShardWriter:
     ) -> None:
         if encoding not in ("auto", *ENCODINGS):
             raise ValueError(f"unknown encoding {encoding!r}, not auto, {', '.join(ENCODINGS)}")
+        if meta.dtype not in DTYPES:
+            raise ValueError(f"ids of {meta.dtype} cannot be stored, only {', '.join(DTYPES)}")
         self.encoding = encoding
         self.order_hash: bytes | None = None
         self._access = access
@@ -125,12 +135,12 @@ class ShardWriter:
     def _enough(self) -> bool:
         """Whether a batch is full; a new file's first block also decides its encoding and N."""
         wanted = self._file.batch_rows if self._file else BATCH_ROWS
-        return self._buffer.rows >= wanted or self._buffer.size >= BATCH_BYTES
+        return self._buffer.rows >= wanted or self._buffer.size > BATCH_BYTES
 
     def _begin(self) -> _OpenFile:
         assert self._layout is not None  # rows were appended
         if self.encoding == "auto":
-            self.encoding = _measured(self._buffer.head(TRIAL_BYTES))
+            self.encoding = _measured(self._buffer.head(BATCH_ROWS, TRIAL_BYTES))
         batch_rows = ENCODINGS[self.encoding]
         if self._buffer.fits(BATCH_BYTES) < min(batch_rows, self._buffer.rows):
             batch_rows = self._buffer.fits(BATCH_BYTES // 2)

@@ -175,7 +175,7 @@ def _lapsed(snapshots: Iterable[Listed], kept: set[str], now: float) -> set[str]
 def _leftovers(
     snapshots: Iterable[Listed], lapsed: set[str], now: float, grace: float
 ) -> list[str]:
-    """Files under snapshots/ to delete: of lapsed ones, markers of none, temporaries of the dead."""
+    """Files under snapshots/ to delete: lapsed ones, markers of none, dead writers' rest."""
     snapshots = [s for s in snapshots if not s.path.startswith(f"{TAGS}/")]
     stored = {s.path for s in snapshots if s.path.endswith(".arrow")}
     gone = []
@@ -199,7 +199,10 @@ def _named(
     for listed in snapshots:
         hash, _, kind = listed.path.removeprefix(f"{FOLDER}/").partition(".")
         if kind == "arrow" and hash not in lapsed:
-            data = access.read(listed.path)
+            try:
+                data = access.read(listed.path)
+            except FileNotFoundError:
+                continue  # another vacuum's
             table = parse_snapshot(data, hash, where=access.full(listed.path)).table
             named |= set(table["path"].to_pylist())
     return named

@@ -43,22 +43,22 @@ def valid_cells(cells: pa.Table) -> Mask:
     n = cells.num_rows
     if n == 0:
         return np.zeros(0, bool)
-    seq = _ints(cells, "seq")
-    (place,) = _codes([cells], PLACE)
-    (version,) = _codes([cells], (*PLACE, "input"))
+    seq = ints(cells, "seq")
+    (place,) = group_codes([cells], PLACE)
+    (version,) = group_codes([cells], (*PLACE, "input"))
     valid = _newest_version(place, version, seq)
     keep = np.flatnonzero(valid)
-    start, end = _ints(cells, "span_start")[keep], _ints(cells, "span_end")[keep]
+    start, end = ints(cells, "span_start")[keep], ints(cells, "span_end")[keep]
     valid[keep] = _last_of_each_span(version[keep], start, end, seq[keep])
     keep = np.flatnonzero(valid)
-    start, end = _ints(cells, "span_start")[keep], _ints(cells, "span_end")[keep]
+    start, end = ints(cells, "span_start")[keep], ints(cells, "span_end")[keep]
     valid[keep] = ~_hidden_by_overlap(version[keep], start, end, seq[keep])
     return valid
 
 
 def visible_units(units: pa.Table, cells: pa.Table, valid: Mask) -> VisibleUnits:
     """Which unit rows count. `units`: ATTEMPT, first_row, rows; `cells`, `valid`: as above."""
-    unit_attempt, cell_attempt = _codes([units, cells], ATTEMPT)
+    unit_attempt, cell_attempt = group_codes([units, cells], ATTEMPT)
     attempts = int(max(unit_attempt.max(initial=-1), cell_attempt.max(initial=-1))) + 1
     any_valid = np.zeros(attempts, bool)
     any_hidden = np.zeros(attempts, bool)
@@ -69,7 +69,7 @@ def visible_units(units: pa.Table, cells: pa.Table, valid: Mask) -> VisibleUnits
     exclude: dict[int, Ranges] = {}
     if len(mixed):
         hidden = _HiddenRows(cells, cell_attempt, valid)
-        first, rows = _ints(units, "first_row"), _ints(units, "rows")
+        first, rows = ints(units, "first_row"), ints(units, "rows")
         for index in mixed.tolist():
             begin, size = int(first[index]), int(rows[index])
             ranges = hidden.within(int(unit_attempt[index]), begin, begin + size)
@@ -85,7 +85,7 @@ def valid_quarantine(quarantine: pa.Table, cells: pa.Table, valid: Mask) -> Mask
     n = quarantine.num_rows
     if n == 0:
         return np.zeros(0, bool)
-    q_input, c_input = _codes([quarantine, cells], (*ATTEMPT, "input"))
+    q_input, c_input = group_codes([quarantine, cells], (*ATTEMPT, "input"))
     top = int(max(q_input.max(initial=-1), c_input.max(initial=-1))) + 1
     input_valid = np.zeros(top, bool)
     input_valid[c_input[valid]] = True
@@ -93,9 +93,9 @@ def valid_quarantine(quarantine: pa.Table, cells: pa.Table, valid: Mask) -> Mask
     by_row = np.asarray(quarantine["row"].is_valid())
     if not by_row.any():
         return mask
-    q_attempt, c_attempt = _codes([quarantine, cells], ATTEMPT)
+    q_attempt, c_attempt = group_codes([quarantine, cells], ATTEMPT)
     rows = np.flatnonzero(by_row)
-    row = _ints(quarantine, "row")[rows]
+    row = ints(quarantine, "row")[rows]
     at = _cell_at(c_attempt, cells, q_attempt[rows], row)
     inside = at >= 0
     mask[rows] = inside & valid[np.where(inside, at, 0)] if len(valid) else False
@@ -105,8 +105,8 @@ def valid_quarantine(quarantine: pa.Table, cells: pa.Table, valid: Mask) -> Mask
 def covered_twice(cells: pa.Table, valid: Mask) -> Codes:
     """Indices of valid cells that overlap another valid one (a healthy ledger has none)."""
     keep = np.flatnonzero(valid)
-    (version,) = _codes([cells], (*PLACE, "input"))
-    start, end = _ints(cells, "span_start")[keep], _ints(cells, "span_end")[keep]
+    (version,) = group_codes([cells], (*PLACE, "input"))
+    start, end = ints(cells, "span_start")[keep], ints(cells, "span_end")[keep]
     touching = _touching(version[keep], start, end)
     return keep[touching]
 
@@ -192,11 +192,11 @@ class _HiddenRows:
 
     def __init__(self, cells: pa.Table, attempt: Codes, valid: Mask) -> None:
         hidden = np.flatnonzero(~valid)
-        first = _ints(cells, "first_row")[hidden]
+        first = ints(cells, "first_row")[hidden]
         order = np.lexsort((first, attempt[hidden]))
         self._attempt = attempt[hidden][order]
         self._first = first[order]
-        self._end = self._first + _ints(cells, "rows")[hidden][order]
+        self._end = self._first + ints(cells, "rows")[hidden][order]
 
     def within(self, attempt: int, begin: int, end: int) -> Ranges:
         """Merged ranges of `attempt` clipped to [begin, end)."""
@@ -214,8 +214,8 @@ class _HiddenRows:
 
 def _cell_at(attempt: Codes, cells: pa.Table, wanted: Codes, row: Codes) -> Codes:
     """Index of the cell of attempt `wanted[i]` that holds `row[i]`, -1 where there is none."""
-    first = _ints(cells, "first_row")
-    end = first + _ints(cells, "rows")
+    first = ints(cells, "first_row")
+    end = first + ints(cells, "rows")
     # an empty cell shares its first row with the next one: it sorts before it
     order = np.lexsort((end, first, attempt))
     if not len(order):
@@ -231,11 +231,11 @@ def _cell_at(attempt: Codes, cells: pa.Table, wanted: Codes, row: Codes) -> Code
 # -- columns ---------------------------------------------------------------------------------
 
 
-def _ints(table: pa.Table, name: str) -> Codes:
+def ints(table: pa.Table, name: str) -> Codes:
     return np.asarray(table[name].fill_null(0).to_numpy(), dtype=np.int64)
 
 
-def _codes(tables: Sequence[pa.Table], names: Sequence[str]) -> list[Codes]:
+def group_codes(tables: Sequence[pa.Table], names: Sequence[str]) -> list[Codes]:
     """One dense number per distinct value of the columns `names`, the same across `tables`."""
     sizes = [table.num_rows for table in tables]
     code = np.zeros(sum(sizes), np.int64)
