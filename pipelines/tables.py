@@ -70,8 +70,8 @@ def as_rich(answer: pa.Table | Mapping[str, Any], *, short: bool) -> Table:
         facts = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
         facts.add_column(no_wrap=True, style="bold")
         facts.add_column(overflow="fold")
-        for name, value in answer.items():
-            facts.add_row(Text(name), _cell(name, value, short))
+        for name, value in _flat(answer):
+            facts.add_row(Text(clean(name)), _cell(name, value, short))
         return facts
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False)
     for field in answer.schema:
@@ -89,6 +89,15 @@ def as_rich(answer: pa.Table | Mapping[str, Any], *, short: bool) -> Table:
         table.caption = "no rows"
         table.caption_justify = "left"
     return table
+
+
+def _flat(facts: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Facts with those of a nested mapping as `outer.inner`; empty ones left out."""
+    for name, value in facts.items():
+        if isinstance(value, Mapping):
+            yield from ((f"{name}.{inner}", each) for inner, each in value.items())
+        elif value not in ([], ()):
+            yield name, value
 
 
 def as_csv(answer: pa.Table | Mapping[str, Any]) -> Iterator[str]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 Interval = tuple[int, int]  # half-open range of rows within (unit, stream)
 
@@ -95,7 +96,7 @@ def _aligned_pieces(
     present = {stream: visible_rows(files) for stream, files in streams.items()}
     edges = sorted({edge for ranges in present.values() for range_ in ranges for edge in range_})
     runs: list[tuple[int, int, frozenset[str]]] = []
-    for start, stop in zip(edges, edges[1:], strict=False):
+    for start, stop in pairwise(edges):
         here = frozenset(s for s, ranges in present.items() if _within(start, ranges))
         if runs and runs[-1][1] == start and runs[-1][2] == here:
             runs[-1] = (runs[-1][0], stop, here)
@@ -151,7 +152,7 @@ def _touching(files: Iterable[FileRows], start: int, stop: int) -> tuple[FileRow
 
 
 def _partial(pieces: Sequence[Piece]) -> tuple[int, ...]:
-    """Pieces that may share samples: one sample has a stream once, so their streams are disjoint."""
+    """Pieces that may share samples: a sample has a stream once, so theirs are disjoint."""
     kinds = {piece.streams for piece in pieces}
     joinable = {kind for kind in kinds if any(kind.isdisjoint(other) for other in kinds)}
     return tuple(i for i, piece in enumerate(pieces) if piece.streams in joinable)

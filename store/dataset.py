@@ -12,6 +12,7 @@ Order: pipeline by name, unit by id, row as enumerated; it depends on the snapsh
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import warnings
@@ -36,9 +37,15 @@ from tokenmill.store.ledger import Ledger
 from tokenmill.store.query import run_sql
 from tokenmill.store.rows import Batch, Column, Row
 from tokenmill.store.shards import ShardReader
-from tokenmill.store.snapshot import FOLDER, Snapshot, tagged, take_snapshot
+from tokenmill.store.snapshot import (
+    FOLDER,
+    Snapshot,
+    snapshot_bytes,
+    snapshot_table,
+    tagged,
+    take_snapshot,
+)
 from tokenmill.store.views import CELLS_SCHEMA
-
 
 HASH_DIGITS = 64
 
@@ -83,18 +90,20 @@ def open_store(
     pipeline: str | None = None,
     spaces: Mapping[str, str] | None = None,
     decoder: Decoder | None = None,
+    pin: bool = True,
 ) -> Dataset:
     """A dataset over the current snapshot of the store at `uri`, or over a named one.
 
     tag: a name given by `tokenmill tag`. snapshot: a snapshot's hash, or its beginning.
     pipeline: only this one. spaces: stream -> 64 hex digits; tokens of another space are refused
-    (G7). decoder: what `decode` uses.
+    (G7). decoder: what `decode` uses. pin: False for a quick question: the current snapshot is not
+    written to the store, and nothing protects what it names from vacuum.
 
     Raises StoreError where there is no store, tag or snapshot, JobError for an unknown pipeline
     or stream, SpaceMismatch.
     """
     access = Access(uri)
-    dataset = Dataset(access, _pinned(access, tag, snapshot), decoder=decoder)
+    dataset = Dataset(access, _snapshot(access, tag, snapshot, pin), decoder=decoder)
     if pipeline is not None:
         dataset = dataset.select(pipeline=pipeline)
     for stream, space in (spaces or {}).items():
@@ -286,7 +295,9 @@ class Dataset:
         for file in self._files:
             if file.stream == stream:
                 places.setdefault(file.space, set()).add(f"{file.pipeline} ({file.tokenizer})")
-        return "; ".join(f"{space} in {', '.join(sorted(p))}" for space, p in sorted(places.items()))
+        return "; ".join(
+            f"{space} in {', '.join(sorted(p))}" for space, p in sorted(places.items())
+        )
 
     def stream_types(self) -> dict[str, StreamType]:
         """By stream; opens one shard of each recipe."""
@@ -385,14 +396,18 @@ class Dataset:
         return rows
 
 
-def _pinned(access: Access, tag: str | None, snapshot: str | None) -> Snapshot:
+def _snapshot(access: Access, tag: str | None, snapshot: str | None, pin: bool) -> Snapshot:
     if tag is not None and snapshot is not None:
         raise JobError("give either a tag or a snapshot, not both", where=access.uri)
     if tag is not None:
         return Snapshot.load(access, tagged(access, tag))
     if snapshot is not None:
         return Snapshot.load(access, full_hash(access, snapshot))
-    return take_snapshot(access, Ledger.open(access))
+    ledger = Ledger.open(access)
+    if pin:
+        return take_snapshot(access, ledger)
+    table = snapshot_table(ledger)
+    return Snapshot(hash=hashlib.sha256(snapshot_bytes(table)).hexdigest(), table=table)
 
 
 def full_hash(access: Access, beginning: str) -> str:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tokenmill.schemas.errors import JobError, StoreError
 from tokenmill.store.access import Access
@@ -22,10 +22,8 @@ from tokenmill.store.export_parquet import write_parquet
 from tokenmill.store.export_webdataset import write_webdataset
 from tokenmill.store.placing import Written
 
-Target = Literal["parquet", "webdataset"]
 DONE = "_SUCCESS"
 FILE_BYTES = 512 << 20
-
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +42,7 @@ class Exported:
 
 def export(
     dataset: Dataset,
-    to: Target,
+    to: str,
     out: str,
     *,
     force: bool = False,

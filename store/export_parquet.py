@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,6 @@ ROW_GROUP_TOKENS = 256 << 10
 # Samples without tokens, or of very few, must not make a row group endless.
 ROW_GROUP_ROWS = 64 << 10
 _OWN = ("id", "key", "source", "pipeline")
-
 
 
 def write_parquet(
@@ -53,44 +52,46 @@ class _Files:
     ) -> None:
         self._schema, self._split = schema, split
         self._scratch, self._place, self._file_bytes = scratch, place, file_bytes
-        self._writer: pq.ParquetWriter | None = None
-        self._sink: pa.NativeFile | None = None
+        self._open: tuple[pq.ParquetWriter, pa.NativeFile] | None = None
         self._count = self._rows = self._tokens = 0
 
     def write(self, table: pa.Table, tokens: int) -> None:
-        if self._writer is None:
-            self._sink = pa.OSFile(str(self._path), "wb")
-            self._writer = pq.ParquetWriter(
-                self._sink,
-                self._schema,
-                compression="zstd",
-                use_dictionary=["source", "pipeline"],
-                use_byte_stream_split=self._split,
-            )
-        self._writer.write_table(table, row_group_size=max(table.num_rows, 1))
+        writer, sink = self._open = self._open or self._begin()
+        writer.write_table(table, row_group_size=max(table.num_rows, 1))
         self._rows += table.num_rows
         self._tokens += tokens
-        if self._sink.tell() >= self._file_bytes:
-            self._roll()
+        if sink.tell() >= self._file_bytes:
+            self.finish()
+
+    def _begin(self) -> tuple[pq.ParquetWriter, pa.NativeFile]:
+        sink = pa.OSFile(str(self._path), "wb")
+        writer = pq.ParquetWriter(
+            sink,
+            self._schema,
+            compression="zstd",
+            use_dictionary=["source", "pipeline"],
+            use_byte_stream_split=self._split,
+        )
+        return writer, sink
 
     def finish(self) -> None:
-        if self._writer is not None:
-            self._roll()
+        """The open file, if there is one, is whole."""
+        if self._open is None:
+            return
+        writer, sink = self._open
+        writer.close()
+        sink.close()
+        self._place(self._path, f"data-{self._count:05d}.parquet", (self._rows, self._tokens))
+        self._open = None
+        self._count, self._rows, self._tokens = self._count + 1, 0, 0
 
     def abandon(self) -> None:
-        if self._sink is not None:
-            self._sink.close()
+        if self._open is not None:
+            self._open[1].close()
 
     @property
     def _path(self) -> Path:
         return self._scratch / f"{self._count:05d}.parquet"
-
-    def _roll(self) -> None:
-        self._writer.close()
-        self._sink.close()
-        self._place(self._path, f"data-{self._count:05d}.parquet", (self._rows, self._tokens))
-        self._writer = self._sink = None
-        self._count, self._rows, self._tokens = self._count + 1, 0, 0
 
 
 def _schema(dataset: Dataset, types: dict[str, StreamType]) -> pa.Schema:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from numpy.typing import NDArray
 from tokenmill.store.dataset import Dataset
 from tokenmill.store.placing import Place
 from tokenmill.store.rows import Row
-
 
 
 def write_webdataset(
@@ -56,14 +54,14 @@ class _Tars:
             self.finish()
         if self._tar is None:
             self._pipeline = row.pipeline
-            self._tar = tarfile.open(self._path, "w", format=tarfile.USTAR_FORMAT)
+            self._tar = tarfile.TarFile(self._path, "w", format=tarfile.USTAR_FORMAT)
         name = row.id.hex()
         for stream in streams:
             ids, shape = row[stream], row.shape(stream)
             if ids is not None and shape is not None:
-                self._add(f"{name}.{stream}.npy", _npy(ids.reshape(shape)))
+                _add(self._tar, f"{name}.{stream}.npy", _npy(ids.reshape(shape)))
                 self._tokens += ids.size
-        self._add(f"{name}.json", _meta(row, streams))
+        _add(self._tar, f"{name}.json", _meta(row, streams))
         self._rows += 1
 
     def finish(self) -> None:
@@ -84,11 +82,14 @@ class _Tars:
     def _path(self) -> Path:
         return self._scratch / f"{self._count:06d}.tar"
 
-    def _add(self, name: str, data: bytes) -> None:
-        member = tarfile.TarInfo(name)
-        member.size = len(data)
-        member.mode = 0o444
-        self._tar.addfile(member, io.BytesIO(data))
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    member.mode = 0o444
+    tar.addfile(member, io.BytesIO(data))
+    # it would remember a kilobyte of each member, for nobody
+    tar.members.clear()  # type: ignore[attr-defined]
 
 
 def _npy(array: NDArray[Any]) -> bytes:

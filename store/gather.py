@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -70,7 +70,7 @@ def read_piece(
 
 def _segments(
     access: Access, files: Sequence[FileRows], start: int, stop: int
-) -> Iterator[_Segment]:
+) -> Generator[_Segment]:
     for file in files:
         first = max(start, file.first_row) - file.first_row
         last = min(stop, file.first_row + file.rows) - file.first_row
@@ -147,8 +147,7 @@ class RowFetcher:
 
     def __exit__(self, *_: object) -> None:
         while self._open:
-            _, (reader, _, _) = self._open.popitem()
-            reader.__exit__(None, None, None)
+            self._open.popitem()[1][0].close()
 
     def fetch(self, files: Sequence[FileRows], row: int) -> Column:
         """A column of the one sample at `row` of the (unit, stream) of `files`."""
@@ -165,11 +164,13 @@ class RowFetcher:
         if file.path in self._open:
             return self._open[file.path]
         while len(self._open) >= OPEN_FILES:
-            _, (old, _, _) = self._open.popitem(last=False)
-            old.__exit__(None, None, None)
+            self._open.popitem(last=False)[1][0].close()
         reader = ShardReader(self._access, file.path)
-        reader.__enter__()
-        check_rows(reader, file)
+        try:
+            check_rows(reader, file)
+        except CorruptStore:
+            reader.close()
+            raise
         return reader, -1, None
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,7 +70,7 @@ def _same(ids: NDArray[np.uint8]) -> Iterator[list[int]]:
     new = np.ones(len(order) + 1, bool)
     new[1:-1] = (ordered[1:] != ordered[:-1]).any(axis=1)
     edges = np.flatnonzero(new)
-    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+    for start, stop in pairwise(edges.tolist()):
         if stop - start > 1:
             yield sorted(order[start:stop].tolist())
 

@@ -6,13 +6,14 @@ extension, no setting. It is a single statement that reads. Verified against Duc
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Protocol
 
 import duckdb
-import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
@@ -22,6 +23,7 @@ from tokenmill.store.views import CELLS_FOR, CELLS_SCHEMA, VIEWS
 
 # A question must not take the machine down: what needs more memory than this is refused.
 MEMORY_SHARE = 0.5
+_CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 # PIVOT parses as MULTI (it first collects the values that become columns).
 _READS = {"SELECT", "EXPLAIN", "MULTI"}
@@ -69,8 +71,13 @@ def run_sql(
 
 
 def memory_limit() -> int:
-    """Bytes that one query may take."""
-    return int(psutil.virtual_memory().total * MEMORY_SHARE)
+    """Bytes that one query may take: a share of the machine's, or of the container's."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        total = min(total, int(_CONTAINER_LIMIT.read_text()))
+    except (OSError, ValueError):  # no control group, or its limit is "max"
+        pass
+    return int(total * MEMORY_SHARE)
 
 
 @contextmanager

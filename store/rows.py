@@ -90,11 +90,13 @@ class Column:
     @cached_property
     def bounds(self) -> list[int]:
         """`offsets` as Python integers: slicing with numpy scalars costs three times as much."""
-        return self.offsets.tolist()
+        bounds: list[int] = self.offsets.tolist()
+        return bounds
 
     @cached_property
     def codes(self) -> list[int]:
-        return self.verdicts.tolist()
+        codes: list[int] = self.verdicts.tolist()
+        return codes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +138,7 @@ class Batch:
 
     @property
     def spans(self) -> Sequence[str | None] | None:
-        """"start/end" of a clip or segment within its media, where the source cut any."""
+        """ "start/end" of a clip or segment within its media, where the source cut any."""
         return self._texts[2]
 
     def rows(self) -> Iterator[Row]:
@@ -185,7 +187,8 @@ class Row:
         committed (`verdict` says which). Raises KeyError for a stream that was not read."""
         column = self._batch.columns.get(stream)
         if column is None:
-            return self._nothing(stream)
+            self._check_read(stream)
+            return None
         i = self._i
         if column.codes[i]:
             return None
@@ -203,7 +206,8 @@ class Row:
         """The axes of the flat ids: `row["video"].reshape(row.shape("video"))`."""
         column = self._batch.columns.get(stream)
         if column is None:
-            return self._nothing(stream)
+            self._check_read(stream)
+            return None
         if column.codes[self._i]:
             return None
         if column.shapes is None:
@@ -214,7 +218,8 @@ class Row:
         """None where the stream of this sample is not committed (yet)."""
         column = self._batch.columns.get(stream)
         if column is None:
-            return self._nothing(stream)
+            self._check_read(stream)
+            return None
         code = column.codes[self._i]
         return None if code == NOT_COMMITTED else Verdict(code)
 
@@ -229,14 +234,16 @@ class Row:
         recipe = batch.columns[stream].recipe(self._i)
         return batch.decode(batch.pipeline, stream, recipe, ids, shape)
 
-    def _nothing(self, stream: str) -> None:
+    def _check_read(self, stream: str) -> None:
         """A stream of another pipeline is None here; one that nobody read is a mistake."""
         if stream not in self._batch.streams:
             known = ", ".join(sorted(self._batch.streams)) or "none"
             raise KeyError(f"no stream {stream!r} was read; streams: {known}")
 
     def __repr__(self) -> str:
-        streams = ", ".join(f"{s}: {len(ids)}" for s in self.streams if (ids := self[s]) is not None)
+        streams = ", ".join(
+            f"{s}: {len(ids)}" for s in self.streams if (ids := self[s]) is not None
+        )
         return f"<Row {self.key!r} of {self.pipeline} {{{streams}}}>"
 
 

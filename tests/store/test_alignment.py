@@ -81,7 +81,9 @@ def test_streams_of_one_cut_are_one_piece_per_unit_in_the_order_of_units() -> No
 
 
 def test_a_stream_that_nowhere_stands_alone_needs_no_join() -> None:
-    plan = plan_pipeline("p", [file("text", 0, 9), file("image", 0, 9), file("text", 0, 5, unit=b"v")])
+    plan = plan_pipeline(
+        "p", [file("text", 0, 9), file("image", 0, 9), file("text", 0, 5, unit=b"v")]
+    )
     assert plan.partial == ()
 
 

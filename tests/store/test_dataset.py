@@ -192,7 +192,9 @@ def test_whatever_the_cuts_each_sample_comes_once_with_all_its_streams(
 
 def test_the_order_of_rows_depends_on_the_snapshot_alone(built: Builder) -> None:
     for n in range(6):
-        built.encode(f"p{n % 2}", "text", {input_(f"{n}"): [doc(f"{n}/{i}", text=[i]) for i in (1, 2)]})
+        built.encode(
+            f"p{n % 2}", "text", {input_(f"{n}"): [doc(f"{n}/{i}", text=[i]) for i in (1, 2)]}
+        )
     dataset = open_store(built.uri)
     keys = [row.key for row in dataset]
     assert [row.pipeline for row in dataset] == ["p0"] * 6 + ["p1"] * 6
@@ -369,7 +371,9 @@ def test_a_store_in_s3_is_read_the_same(s3: Any) -> None:
         [1, 2, 3],
         [0, 1, 2, 3, 4, 5],
     )
-    assert dataset.sql("select sum(samples) n from shards where stream = 'text'")["n"].to_pylist() == [3]
+    assert dataset.sql("select sum(samples) n from shards where stream = 'text'")[
+        "n"
+    ].to_pylist() == [3]
     pinned = open_store(built.uri, snapshot=dataset.snapshot)
     assert len(pinned) == 5
 

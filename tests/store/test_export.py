@@ -141,7 +141,12 @@ def test_webdataset_bytes_depend_on_the_samples_alone(dataset: Dataset, tmp_path
         assert data == (tmp_path / "two" / name).read_bytes()
         with tarfile.open(fileobj=io.BytesIO(data)) as tar:
             for member in tar:
-                assert (member.mtime, member.uid, member.uname, member.pax_headers) == (0, 0, "", {})
+                assert (member.mtime, member.uid, member.uname, member.pax_headers) == (
+                    0,
+                    0,
+                    "",
+                    {},
+                )
 
 
 def test_webdataset_tars_are_rolled_and_hold_one_pipeline_each(

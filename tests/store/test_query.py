@@ -207,9 +207,7 @@ password = pa.table({"secret": [SECRET]})  # a global that DuckDB could find by 
         "select * from read_csv('https://127.0.0.1/x')",
     ],
 )
-def test_a_query_reaches_nothing_but_the_views(
-    dataset: Dataset, tmp_path: Path, text: str
-) -> None:
+def test_a_query_reaches_nothing_but_the_views(dataset: Dataset, tmp_path: Path, text: str) -> None:
     file = tmp_path / "secret.csv"
     file.write_text(f"a,b\n{SECRET},2\n")
     before = sorted(tmp_path.rglob("*"))
@@ -241,9 +239,7 @@ def test_a_query_writes_nothing_where_the_user_stands(
         ("insert into x values (1)", "INSERT"),
     ],
 )
-def test_a_users_mistake_is_told_in_duckdbs_words(
-    dataset: Dataset, text: str, told: str
-) -> None:
+def test_a_users_mistake_is_told_in_duckdbs_words(dataset: Dataset, text: str, told: str) -> None:
     with pytest.raises(JobError, match=told) as refused:
         dataset.sql(text)
     assert refused.value.exit_code == 2
