@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from tokenmill.store.validity import (
@@ -109,13 +110,12 @@ def _covered_twice(cells: pa.Table, valid: Mask) -> Iterator[Problem]:
 
 def _named_twice(units: pa.Table) -> Iterator[Problem]:
     paths = units["path"].drop_null()
-    counts = paths.value_counts()
-    for entry in counts.filter(pa.array([c.as_py() > 1 for c in counts.field("counts")])):
-        yield Problem(
-            kind="named-twice",
-            where=entry["values"].as_py(),
-            what=f"{entry['counts'].as_py()} visible rows of the ledger name this file",
-        )
+    if len(pc.unique(paths)) == len(paths):
+        return
+    for entry in paths.value_counts().to_pylist():
+        if entry["counts"] > 1:
+            what = f"{entry['counts']} visible rows of the ledger name this file"
+            yield Problem(kind="named-twice", where=entry["values"], what=what)
 
 
 def _equations(

@@ -48,7 +48,8 @@ class Rivals:
     seq: int = 0  # everything up to here has been learned
     states: set[str] = field(default_factory=set)  # this run's rows: started, finished, ...
     described: set[str] = field(default_factory=set)  # tokenizer rows of the pipeline, by key
-    own: dict[Name, int] = field(default_factory=dict)  # to a sum of hashes of the shards' paths
+    # what this run wrote: the sum of the hashes of the shards' paths, and the seq
+    own: dict[Name, tuple[int, int]] = field(default_factory=dict)
     cells: dict[tuple[str, bytes], list[_Rival]] = field(default_factory=dict)
     versions: dict[tuple[str, bytes], dict[bytes, int]] = field(default_factory=dict)
 
@@ -56,7 +57,7 @@ class Rivals:
         """Rows after `seq`, by kind: input, unit, tokenizer and run."""
         self.learn_pipeline(news)
         self.learn_cells(news["input"].to_pylist())
-        self.learn_units(news["unit"].to_pylist())
+        self.learn_units(news["unit"].sort_by("seq").to_pylist())
 
     def learn_pipeline(self, rows: Mapping[str, pa.Table]) -> None:
         """Rows of kind tokenizer (TOKENIZER_KEY) and run (run, state)."""
@@ -79,16 +80,18 @@ class Rivals:
             seen[row["input"]] = max(seen.get(row["input"], 0), row["seq"])
 
     def learn_units(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Rows of kind unit: run, unit, stream, path."""
+        """Rows of kind unit, those of a commit together: run, seq, unit, stream, path."""
         for row in rows:
             if row["run"] == self.run:
                 name = (row["unit"], row["stream"])
                 written = 0 if row["path"] is None else hash(row["path"])
-                self.own[name] = self.own.get(name, 0) + written
+                before, seq = self.own.get(name, (0, 0))
+                more = before if seq == row["seq"] else 0
+                self.own[name] = (more + written, row["seq"])
 
-    def learn_own(self, entries: Iterable[Entry]) -> None:
+    def learn_own(self, entries: Iterable[Entry], seq: int) -> None:
         for entry in entries:
-            self.own[entry.name] = _written(entry)
+            self.own[entry.name] = (_written(entry), seq)
 
     def split(self, entries: Sequence[Entry], planned_seq: int) -> Split:
         live: list[Entry] = []
@@ -96,14 +99,14 @@ class Rivals:
         dropped: dict[Name, str] = {}
         group = _Group()
         for entry in entries:
-            written = self.own.get(entry.name)
-            if written is not None and written == _written(entry):
+            written, seq = self.own.get(entry.name, (None, 0))
+            if written == _written(entry):
                 done.append(entry)
                 continue
             claims = _claims(entry)
             why = (
                 "this run committed another attempt of it"
-                if written is not None
+                if seq > planned_seq
                 else self._conflict(entry, claims, planned_seq) or group.conflict(entry, claims)
             )
             if why is None:

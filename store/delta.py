@@ -10,9 +10,8 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any
 
@@ -21,24 +20,26 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
-from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundError
+from deltalake.exceptions import DeltaError, TableNotFoundError
 
-from tokenmill.schemas.errors import CorruptStore, StoreError, StoreUnavailable
+from tokenmill.schemas.errors import CorruptStore, StoreError
 from tokenmill.schemas.ledger import LEDGER_FORMAT, LEDGER_SCHEMA
 from tokenmill.store.access import Access
+from tokenmill.store.delta_errors import delta_errors
 from tokenmill.store.paths import relative
 
 LEDGER = "ledger"
 _FORMAT_KEY = "tokenmill.format"
 _CONFIGURATION = {
     _FORMAT_KEY: str(LEDGER_FORMAT),
+    # loading reads every entry since the last checkpoint
+    "delta.checkpointInterval": "25",
     # statistics of two columns only: the log stays small and still prunes what we ask for
     "delta.dataSkippingStatsColumns": "pipeline,seq",
 }
 READ_TRIES = 3
 _READ_THREADS = 8
 _WHOLE_READ = 8 << 20  # smaller files are read in one request
-_NOISE = re.compile(r"\x1b\[[0-9;]*m|↳")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,7 +74,7 @@ class DeltaLedger:
     def open(cls, access: Access, *, create: bool) -> DeltaLedger:
         """Raises StoreError (no store here), CorruptStore (newer format), StoreUnavailable."""
         uri, options = access.delta(LEDGER)
-        with _errors(access):
+        with delta_errors(access.full(LEDGER)):
             try:
                 return cls(access, DeltaTable(uri, storage_options=options))
             except TableNotFoundError:
@@ -100,23 +101,23 @@ class DeltaLedger:
 
     def refresh(self) -> None:
         """Move to the newest version. Raises StoreUnavailable, CorruptStore."""
-        with _errors(self._access):
+        with delta_errors(self.uri):
             self._table.update_incremental()
         self._check_format()
 
     def reload(self) -> None:
         """As `refresh`, trusting nothing that was read before."""
         uri, options = self._access.delta(LEDGER)
-        with _errors(self._access):
+        with delta_errors(self.uri):
             self._table = DeltaTable(uri, storage_options=options)
         self._check_format()
 
     def seq(self, app: str) -> int:
-        with _errors(self._access):  # it may read the log
+        with delta_errors(self.uri):  # it may read the log
             return int(self._table.transaction_version(app) or 0)
 
     def files(self) -> list[LogFile]:
-        with _errors(self._access):
+        with delta_errors(self.uri):
             actions = pa.table(self._table.get_add_actions(flatten=True))
         columns = {name: actions[name].to_pylist() for name in actions.column_names}
         nothing: list[Any] = [None] * actions.num_rows
@@ -212,7 +213,7 @@ class DeltaLedger:
             return _shaped(table, file.kind, columns)
         except FileNotFoundError:
             raise
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             raise CorruptStore(
                 "a file of the ledger is not readable as Parquet",
                 where=self._access.full(path),
@@ -261,12 +262,12 @@ class DeltaLedger:
     def dataset(self) -> ds.Dataset:
         """The whole table for DuckDB. Paths are checked before anything is opened."""
         self.files()
-        with _errors(self._access):
+        with delta_errors(self.uri):
             return self._table.to_pyarrow_dataset()
 
     def compact(self) -> dict[str, Any]:
         """Merge small files within each kind and write a checkpoint. Raises CommitFailedError."""
-        with _errors(self._access, commits=True):
+        with delta_errors(self.uri, commits=True):
             metrics: dict[str, Any] = self._table.optimize.compact()
             self._table.update_incremental()
             self._table.create_checkpoint()
@@ -274,7 +275,7 @@ class DeltaLedger:
 
     def vacuum(self, hours: int, *, dry_run: bool) -> list[str]:
         """Files of the table that no version of the last `hours` names; relative to the table."""
-        with _errors(self._access):
+        with delta_errors(self.uri):
             return list(
                 self._table.vacuum(
                     retention_hours=hours,
@@ -302,7 +303,7 @@ class DeltaLedger:
 
 def _create(access: Access) -> DeltaTable:
     uri, options = access.delta(LEDGER)
-    with _errors(access):
+    with delta_errors(access.full(LEDGER)):
         try:
             return DeltaTable.create(
                 uri,
@@ -358,44 +359,3 @@ def _fsync(path: os.PathLike[str]) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def first_line(error: BaseException) -> str:
-    """deltalake's messages carry colours, trees and native backtraces."""
-    lines = [line.strip() for line in _NOISE.sub("", str(error)).splitlines()]
-    kept = [line for line in lines if line and not re.match(r"\d+: |at ", line)]
-    return " ".join(kept)[:400]
-
-
-@contextmanager
-def _errors(access: Access, *, commits: bool = False) -> Iterator[None]:
-    where = access.full(LEDGER)
-    try:
-        yield
-    except CommitFailedError as error:
-        if commits:
-            raise
-        raise StoreUnavailable("the ledger is busy", where=where, why=first_line(error)) from error
-    except PermissionError as error:
-        raise StoreError(
-            "the ledger may not be read or written",
-            where=where,
-            why=first_line(error),
-            remedy="check the permissions or credentials",
-        ) from error
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise StoreUnavailable(
-            "the ledger does not answer",
-            where=where,
-            why=first_line(error),
-            remedy="check the endpoint, the network and the credentials (AWS_*), then run again",
-        ) from error
-    except DeltaError as error:
-        raise CorruptStore(
-            "the ledger cannot be read",
-            where=where,
-            why=first_line(error),
-            remedy="restore ledger/ from a backup; tokens in shards/ are not touched",
-        ) from error

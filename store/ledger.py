@@ -27,11 +27,12 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from deltalake.exceptions import CommitFailedError, DeltaError, SchemaMismatchError
 
-from tokenmill.schemas.errors import CorruptStore, StoreUnavailable
+from tokenmill.schemas.errors import CorruptStore, StoreError, StoreUnavailable
 from tokenmill.schemas.ledger import KINDS, LEDGER_SCHEMA
 from tokenmill.store.access import Access
 from tokenmill.store.conflict import Name, Rivals, Split
-from tokenmill.store.delta import DeltaLedger, first_line
+from tokenmill.store.delta import DeltaLedger
+from tokenmill.store.delta_errors import first_line, refused
 from tokenmill.store.ledger_rows import (
     TOKENIZER_KEY,
     Entry,
@@ -75,7 +76,7 @@ COVERAGE_COLUMNS = (
 )
 _RIVAL_COLUMNS = {
     "input": ("run", "seq", "stream", "input", "source_id", "span_start", "span_end", "recipe"),
-    "unit": ("run", "unit", "stream", "path"),
+    "unit": ("run", "seq", "unit", "stream", "path"),
 }
 _PIPELINE_COLUMNS = {"tokenizer": TOKENIZER_KEY, "run": ("run", "state")}
 
@@ -233,7 +234,7 @@ class Ledger:
                 if races.append(rows, rivals.seq + 1, commit_id):
                     break
             rivals.seq += 1
-            rivals.learn_own(split.live)
+            rivals.learn_own(split.live, rivals.seq)
             rivals.described |= {tokenizer_key(tokenizer_row(each)) for each in describe}
             if starts:
                 rivals.states.add("started")
@@ -327,6 +328,13 @@ class _Races:
         except SchemaMismatchError:
             raise
         except (DeltaError, OSError) as error:
+            if refused(error):
+                raise StoreError(
+                    "the ledger may not be written",
+                    where=self._table.uri,
+                    why=first_line(error),
+                    remedy="check the permissions or credentials",
+                ) from error
             self._unanswered += 1
             self._wait(self._unanswered, LOST_ANSWERS, "the ledger does not take commits", error)
             self._table.reload()

@@ -90,7 +90,7 @@ def endpoint() -> str | None:
 
 
 _lock = threading.Lock()
-_clients: dict[tuple[Any, ...], Any] = {}
+_clients: dict[tuple[Any, ...], tuple[Any, Any]] = {}
 # A lock that another thread held at the fork would stay held for ever in the child.
 os.register_at_fork(after_in_child=lambda: _forget_all())
 
@@ -110,16 +110,18 @@ def client() -> Any:
 
     Raises StoreError where the environment names a profile that does not exist.
     """
+    return _current()[1]
+
+
+def _current() -> tuple[Any, Any]:
+    """(session, client), made once: the session's credentials renew themselves."""
     key = _key()
     with _lock:
         if key not in _clients:
             _clients.clear()
-            _clients[key] = _make(_session())
+            session = botocore.session.Session(profile=os.environ.get("AWS_PROFILE") or None)
+            _clients[key] = session, _make(session)
         return _clients[key]
-
-
-def _session() -> Any:
-    return botocore.session.Session(profile=os.environ.get("AWS_PROFILE") or None)
 
 
 def _make(session: Any) -> Any:
@@ -137,33 +139,37 @@ def _make(session: Any) -> Any:
     )
     try:
         return session.create_client(
-            "s3", endpoint_url=url, region_name=region_name(), config=config
+            "s3", endpoint_url=url, region_name=_region(session), config=config
         )
     except (BotoCoreError, ValueError) as error:
         raise _setup_error(error) from error
 
 
-def region_name() -> str:
-    """AWS_REGION, AWS_DEFAULT_REGION, the profile's; an endpoint of one's own needs none."""
+def _region(session: Any) -> str:
     for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
         if os.environ.get(name):
             return os.environ[name]
-    try:
-        configured = _session().get_config_variable("region")
-    except BotoCoreError as error:
-        raise _setup_error(error) from error
-    return str(configured) if configured else "us-east-1"
+    # an endpoint of one's own does not care, but a region must be signed
+    return str(session.get_config_variable("region") or "us-east-1")
+
+
+def region_name() -> str:
+    """AWS_REGION, AWS_DEFAULT_REGION, the profile's, or us-east-1."""
+    return _region(_current()[0])
 
 
 def credentials() -> Mapping[str, str]:
-    """Key, secret and token as environment names, for deltalake, which knows no profiles."""
+    """Key, secret and token as environment names, for deltalake, which knows no profiles.
+
+    Valid now, perhaps not in an hour: ask again for each use. Empty where there are none.
+    """
     try:
-        found = _session().get_credentials()
+        found = _current()[0].get_credentials()
+        frozen = found and found.get_frozen_credentials()
     except BotoCoreError as error:
         raise _setup_error(error) from error
-    if found is None:
+    if not frozen:
         return {}
-    frozen = found.get_frozen_credentials()
     named = {
         "AWS_ACCESS_KEY_ID": frozen.access_key,
         "AWS_SECRET_ACCESS_KEY": frozen.secret_key,

@@ -33,7 +33,9 @@ from tokenmill.store.access import Access
 from tokenmill.store.cache import LocalCache
 from tokenmill.store.columns import DTYPES, Layout, from_batch
 
-HELD_BATCHES = 4  # decompressed or downloaded ones; mapped ones cost nothing and are all kept
+# A batch is one large buffer: threads only add to its cost, and readers bring their own.
+_OPTIONS = pa.ipc.IpcReadOptions(use_threads=False)
+HELD_BATCHES = 4  # decompressed or downloaded ones; views into a map cost nothing: all are kept
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +64,7 @@ class ShardCounts:
 
 
 class ShardReader:
-    """A context manager over one shard file; threads may share it.
+    """A context manager over one shard file; each thread opens its own.
 
     Raises CorruptStore where the file is missing, truncated, not Arrow, of a newer
     format_version, or inconsistent; StoreUnavailable where the store does not answer.
@@ -76,11 +78,11 @@ class ShardReader:
         self.where = access.full(path)
         self._held: OrderedDict[int, _Batch] = OrderedDict()
         with self._reading():
-            self._source, self._mapped = _open(access, path, cache)
+            self._source, self._map = _open(access, path, cache)
         try:
             with self._reading():
-                self._reader = pa.ipc.open_file(self._source)
-            self._read_head()
+                self._reader = pa.ipc.open_file(self._source, options=_OPTIONS)
+                self._read_head()
         except BaseException:
             self._source.close()
             raise
@@ -156,12 +158,13 @@ class ShardReader:
             yield
         except FileNotFoundError as error:
             raise self._corrupt("the file is missing") from error
-        except (pa.ArrowException, OSError, MemoryError) as error:
+        except (pa.ArrowException, OSError, MemoryError, UnicodeDecodeError) as error:
             raise self._corrupt(f"it is truncated or not an Arrow file ({error})") from error
 
     def _get(self, index: int) -> _Batch:
         held = self._held.get(index)
         if held is not None:
+            self._held.move_to_end(index)
             return held
         with self._reading():
             data = self._reader.get_batch(index)
@@ -173,7 +176,7 @@ class ShardReader:
         if not batch.consistent():
             raise self._corrupt(f"verdicts and ids of batch {index} disagree")
         self._held[index] = batch
-        while len(self._held) > HELD_BATCHES and not self._mapped:
+        while len(self._held) > HELD_BATCHES and not batch.lies_in(self._map):
             self._held.popitem(last=False)
         return batch
 
@@ -238,6 +241,13 @@ class _Batch:
             len(verdicts) == 0 or verdicts.max() <= max(Verdict)
         )
 
+    def lies_in(self, region: pa.Buffer | None) -> bool:
+        """Whether the ids are a view into the mapped file, not decompressed or downloaded."""
+        if region is None:
+            return False
+        address = self._values.__array_interface__["data"][0]
+        return bool(region.address <= address <= region.address + region.size)
+
     def ids(self, at: int) -> NDArray[Any] | None:
         if not self._valid[at]:
             return None
@@ -258,13 +268,19 @@ class _Batch:
         )
 
 
-def _open(access: Access, path: str, cache: LocalCache | None) -> tuple[pa.NativeFile, bool]:
+def _open(
+    access: Access, path: str, cache: LocalCache | None
+) -> tuple[pa.NativeFile, pa.Buffer | None]:
+    """The file, and the mapped region it is if it is one."""
     local = access.local_path(path)
     if local is None and cache is not None:
         local = cache.fetch(access, path)
-    if local is not None:
-        return pa.memory_map(str(local)), True
-    return pa.PythonFile(access.open(path), mode="r"), False
+    if local is None:
+        return pa.PythonFile(access.open(path), mode="r"), None
+    mapped = pa.memory_map(str(local))
+    region = mapped.read_buffer()
+    mapped.seek(0)
+    return mapped, region
 
 
 def content_hash(access: Access, path: str) -> tuple[ShardCounts, bytes]:

@@ -1,6 +1,7 @@
 """Writes the rows of one (unit, stream) as shard files, rolled by size.
 
-Measured on one core, 1,000 ids a sample: see benchmarks and the numbers in `ShardWriter`.
+Measured on one shared core, 1,000 uint32 ids a sample, content hash included: plain 150 M tokens/s
+(half of it SHA-256), zstd 35 M (the codec alone: 65 M); read 500 M and 75 M.
 
 Every batch of a file has exactly N rows but the last. N is the default of the encoding, or, where
 so many of the first rows would pass 64 MiB, as many as fit into half of that. Where N rows met

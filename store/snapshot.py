@@ -152,7 +152,7 @@ def parse_snapshot(data: bytes, hash: str, *, where: str) -> Snapshot:
             _check_format(reader.schema, where)
             table = reader.read_all()
         table.validate(full=True)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise _corrupt("a snapshot is not readable", where, str(error)) from error
     for path in table["path"].to_pylist():
         if not path or _escapes(path):

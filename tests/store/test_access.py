@@ -277,6 +277,15 @@ def test_check_names_a_missing_bucket(fake: FakeS3) -> None:
         Access("s3://nobody-made-this/x").check()
 
 
+def test_a_profile_that_does_not_exist_is_a_store_error(
+    fake: FakeS3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    with pytest.raises(StoreError, match="settings") as caught:
+        Access("s3://bucket").read("a")
+    assert caught.value.remedy
+
+
 @pytest.mark.s3
 def test_wrong_credentials_are_a_store_error(
     s3: Callable[[], str], monkeypatch: pytest.MonkeyPatch

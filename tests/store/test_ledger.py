@@ -387,6 +387,58 @@ def test_two_runs_on_s3_commit_each_cell_once(s3: Callable[[], str]) -> None:
     _each_once(ledger, 12)
 
 
+def _commit_for_ever(uri: str, run: str) -> None:
+    ledger = Ledger.open(Access(uri))
+    n = 0
+    while True:
+        n += 1
+        done = entry(unit(an_input(f"{n:03d}")), attempt=run, refused=[0])
+        ledger.commit(PIPELINE, [done], run=run, planned_seq=ledger.seq(PIPELINE), facts=FACTS)
+
+
+def test_process_killed_in_the_middle_of_a_commit_loses_nothing_else(access: Access) -> None:
+    """G4: killed as soon as the data files of a commit are there and, mostly, its log entry not."""
+    Ledger.open(access, create=True)
+    table = Path(access.full("ledger"))
+    for n in range(3):
+        process = SPAWN.Process(target=_commit_for_ever, args=(access.uri, f"victim{n}"))
+        process.start()
+        written = table / "kind=quarantine"
+        before = len(list(written.glob("*"))) if written.exists() else 0
+        while not written.exists() or len(list(written.glob("*"))) < before + 3:
+            assert process.is_alive()
+        process.kill()
+        process.join(60)
+    ledger = Ledger.open(access)
+    planned = ledger.seq(PIPELINE)
+    assert sorted(set(ledger.rows("input")["seq"].to_pylist())) == list(range(1, planned + 1))
+    for kind in ("unit", "quarantine"):  # of every commit all rows or none
+        assert ledger.rows(kind).num_rows == planned
+    done = entry(unit(an_input("more")))
+    assert commit(ledger, done, planned=planned).committed == (done.name,)
+
+
+@pytest.mark.s3
+def test_wrong_credentials_are_no_reason_to_wait(
+    s3: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = s3()
+    ledger = Ledger.open(Access(uri), create=True)
+    commit(ledger, entry(unit(an_input("a"))))
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "not-the-secret")
+    with pytest.raises(StoreError, match="may not be read") as raised:
+        Ledger.open(Access(uri))
+    assert not isinstance(raised.value, StoreUnavailable)
+    assert "not-the-secret" not in str(raised.value)
+
+
+@pytest.mark.s3
+def test_missing_bucket_is_named(s3: Callable[[], str]) -> None:
+    s3()
+    with pytest.raises(StoreError, match="no such bucket"):
+        Ledger.open(Access("s3://not-a-bucket-of-ours/store"))
+
+
 @pytest.mark.s3
 def test_bucket_without_a_store_is_named_with_a_remedy(s3: Callable[[], str]) -> None:
     with pytest.raises(StoreError, match="no tokenmill store here"):

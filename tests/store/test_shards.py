@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokenmill.schemas.errors import CorruptStore, StoreError
+from tokenmill.schemas.errors import CorruptStore, StoreError, StoreUnavailable
 from tokenmill.schemas.identity import canonical_json
 from tokenmill.schemas.shard import (
     BATCH_ROWS,
@@ -472,20 +473,21 @@ def test_metadata_names_the_version_for_other_readers(access: Access) -> None:
 
 
 @pytest.fixture(scope="module", params=["plain", "zstd"])
-def whole_file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def whole_file(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     access = Access(str(tmp_path_factory.mktemp("store")))
     (file,) = write(access, rows(300, length=40, vocabulary=9), encoding=request.param)
-    return access.read(file.path)
+    return Path(access.full(file.path))
 
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_damaged_bytes_never_end_in_anything_but_corrupt_store(
-    tmp_path_factory: pytest.TempPathFactory, whole_file: bytes, data: st.DataObject
+    tmp_path_factory: pytest.TempPathFactory, whole_file: Path, data: st.DataObject
 ) -> None:
-    damaged = bytearray(whole_file[: data.draw(st.integers(0, len(whole_file)))])
+    damaged = bytearray(whole_file.read_bytes())
     if data.draw(st.booleans()):
-        damaged = bytearray(whole_file)
+        del damaged[data.draw(st.integers(0, len(damaged))) :]
+    else:
         for _ in range(data.draw(st.integers(1, 4))):
             damaged[data.draw(st.integers(0, len(damaged) - 1))] ^= data.draw(st.integers(1, 255))
     folder = tmp_path_factory.mktemp("damaged")
@@ -499,6 +501,28 @@ def test_damaged_bytes_never_end_in_anything_but_corrupt_store(
 
 
 # -- remote shards
+
+
+class Away(Access):
+    """A remote store that goes away after the shard was opened."""
+
+    local_path = staticmethod(lambda path: None)  # type: ignore[assignment]
+
+    def open(self, path: str, *, version: str | None = None) -> BinaryIO:
+        return _Vanishing(super().open(path))  # type: ignore[return-value]
+
+
+class _Vanishing(io.BufferedReader):
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > 2000:
+            raise StoreUnavailable("no answer")
+        return super().read(size)
+
+
+def test_a_store_that_goes_away_is_not_a_corrupt_shard(access: Access) -> None:
+    (file,) = write(access, rows(2000), encoding="plain")
+    with pytest.raises(StoreUnavailable), ShardReader(Away(access.uri), file.path) as reader:
+        list(reader.batches())
 
 
 @pytest.mark.s3

@@ -1,9 +1,10 @@
-"""Which cells, shard files and quarantine rows count: against a plain, slow statement of the rule."""
+"""Which cells, shard files and quarantine rows count: against a plain, slow rule."""
 
 from __future__ import annotations
 
 import tracemalloc
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -126,7 +127,7 @@ def histories(draw: st.DrawFn) -> list[C]:
             marks = sorted(draw(st.sets(st.integers(0, 12), min_size=2, max_size=6)))
             made += [
                 C(seq=seq, place=place, version=version, stream=stream, start=a, end=b)
-                for a, b in zip(marks, marks[1:], strict=False)
+                for a, b in pairwise(marks)
                 if draw(st.booleans())
             ]
     return draw(st.permutations(made))
