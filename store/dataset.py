@@ -16,9 +16,9 @@ import hashlib
 import itertools
 import json
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -120,13 +120,11 @@ class Dataset:
         snapshot: Snapshot,
         *,
         files: tuple[FileRows, ...] | None = None,
-        required: Mapping[str, str] | None = None,
         decoder: Decoder | None = None,
     ) -> None:
         self._access = access
         self._snapshot = snapshot
         self._files = _files(snapshot.table) if files is None else files
-        self._required = dict(required or {})
         self._decoder = decoder
         self._decoders: dict[tuple[str, str, str], Callable[..., Any]] = {}
         self._joins: dict[tuple[str, frozenset[str]], Join] = {}
@@ -175,7 +173,7 @@ class Dataset:
         streams = frozenset(self.streams)
         return sum(
             sum(piece.rows for piece in plan.pieces)
-            - (self._join(plan, streams).given_away if plan.partial else 0)
+            - (self._join(plan, streams).not_read if plan.partial else 0)
             for plan in self._plans(streams)
         )
 
@@ -197,7 +195,6 @@ class Dataset:
             self._access,
             self._snapshot,
             files=files,
-            required=self._required,
             decoder=self._decoder,
         )
 
@@ -214,7 +211,6 @@ class Dataset:
                 remedy="read with the tokenizer that made the tokens, or choose the pipeline "
                 "or the snapshot that holds your space",
             )
-        self._required[stream] = space
 
     # -- reading ----------------------------------------------------------------------------
 
@@ -253,9 +249,9 @@ class Dataset:
     def _batches(self, streams: frozenset[str]) -> Iterator[Batch]:
         decode = self._decode_ids
         for plan in self._plans(streams):
-            partial = frozenset(plan.partial)
+            joined = frozenset(plan.partial)
             for index, piece in enumerate(plan.pieces):
-                if index in partial:
+                if index in joined:
                     yield from self._join(plan, streams).read(index, piece, streams, decode)
                 else:
                     yield from read_piece(self._access, piece, streams, decode)
@@ -268,8 +264,17 @@ class Dataset:
     def _join(self, plan: Plan, streams: frozenset[str]) -> Join:
         key = (plan.pipeline, streams)
         if key not in self._joins:
-            self._joins[key] = Join(self._access, plan)
+            self._joins[key] = Join(self._access, plan, partial(self._unit_cells, plan.pipeline))
         return self._joins[key]
+
+    def _unit_cells(self, pipeline: str, units: Sequence[bytes]) -> pa.Table:
+        """Every cell that was ever committed of these units."""
+        return self._ledger.rows(
+            "input",
+            pipeline=pipeline,
+            columns=["unit", "input", "source_id", "seq", "first_row", "rows"],
+            filter=pc.field("unit").isin(pa.array(units, pa.binary())),
+        )
 
     def _wanted(self, streams: Collection[str] | None) -> frozenset[str]:
         if streams is None:
@@ -328,7 +333,8 @@ class Dataset:
     def cells(self) -> pa.Table:
         """The valid cells now, in CELLS_SCHEMA."""
         ledger = self._ledger
-        names = ledger.rows("input", columns=["pipeline"])["pipeline"].unique().to_pylist()
+        # a pipeline's first commit describes its tokenizer: few rows, where cells are many
+        names = ledger.rows("tokenizer", columns=["pipeline"])["pipeline"].unique().to_pylist()
         parts = [CELLS_SCHEMA.empty_table()]
         for name in sorted(names):
             table = ledger.coverage(name)

@@ -2,17 +2,24 @@
 
 Only pieces that lack a stream which some other piece has on its own come here (`Plan.partial`):
 their sample ids, and nothing else, are held in memory, about 40 bytes a row while sorting.
+
+A sample id says which place a sample came from, not which version of it. Where one stream has the
+new version of an input and another only the old one yet, the old rows are not read: a new video
+must not get the old caption (G8).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
+from tokenmill.schemas.identity import ID_BYTES
 from tokenmill.store.access import Access
 from tokenmill.store.alignment import Piece, Plan
 from tokenmill.store.gather import RowFetcher, read_ids, read_piece, stacked
@@ -33,24 +40,30 @@ class Links:
     at: NDArray[np.int64]
 
 
-def link(streams: Sequence[frozenset[str]], ids: Sequence[NDArray[np.uint8]]) -> list[Links]:
-    """For each piece, given its streams and sample ids (uint8[rows, 16]).
+def link(
+    streams: Sequence[frozenset[str]],
+    ids: Sequence[NDArray[np.uint8]],
+    current: Sequence[NDArray[np.bool_]],
+) -> list[Links]:
+    """For each piece, given its streams, sample ids (uint8[rows, 16]) and which of its rows are
+    current (bool[rows]).
 
-    A sample is read where it comes first; another piece's row joins it if it brings only streams
-    that the sample has not got.
+    A sample is read where its first current row comes; another piece's row joins it if it brings
+    only streams that the sample has not got.
     """
     counts = [len(i) for i in ids]
     piece = np.repeat(np.arange(len(ids)), counts)
     row = np.concatenate([np.arange(n) for n in counts]) if ids else np.zeros(0, np.int64)
-    keep = np.ones(len(piece), bool)
+    keep = np.concatenate([np.zeros(0, bool), *current])
     joins: list[tuple[int, int]] = []  # (leader, follower), positions in the concatenation
-    for group in _same(np.concatenate(ids) if ids else np.zeros((0, 16), np.uint8)):
-        _join_group(group, piece, streams, keep, joins)
+    for group in _same(np.concatenate([np.zeros((0, ID_BYTES), np.uint8), *ids])):
+        _join_group([at for at in group if keep[at]], piece, streams, keep, joins)
     joined = np.array(sorted(joins), np.int64).reshape(-1, 2)
     starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    cuts = np.searchsorted(joined[:, 0], starts)
     links = []
     for number in range(len(ids)):
-        mine = joined[piece[joined[:, 0]] == number]
+        mine = joined[cuts[number] : cuts[number + 1]]
         links.append(
             Links(
                 keep=keep[starts[number] : starts[number + 1]],
@@ -95,21 +108,49 @@ def _join_group(
             leaders.append((position, mine))
 
 
-class Join:
-    """The partial pieces of a plan, linked; reads their ids once, when it is made."""
+def current_rows(pieces: Sequence[Piece], cells: pa.Table) -> list[NDArray[np.bool_]]:
+    """For each piece bool[rows], false where a newer version of the row's input is committed.
 
-    def __init__(self, access: Access, plan: Plan) -> None:
+    cells: input rows of the ledger with unit, input, source_id, seq, first_row, rows; those of the
+    pieces' units at least.
+    """
+    newest: dict[bytes, bytes] = {}
+    by_unit: dict[bytes, list[dict[str, Any]]] = {}
+    for cell in sorted(cells.to_pylist(), key=lambda c: c["seq"]):
+        newest[cell["source_id"]] = cell["input"]
+        by_unit.setdefault(cell["unit"], []).append(cell)
+    current = []
+    for piece in pieces:
+        rows = np.ones(piece.rows, bool)
+        for cell in by_unit.get(piece.unit, ()):
+            if newest[cell["source_id"]] != cell["input"]:
+                start = max(cell["first_row"] - piece.start, 0)
+                rows[start : max(cell["first_row"] + cell["rows"] - piece.start, 0)] = False
+        current.append(rows)
+    return current
+
+
+class Join:
+    """The partial pieces of a plan, linked; reads their ids once, when it is made.
+
+    cells: see `current_rows`; asked for with the units that matter.
+    """
+
+    def __init__(
+        self, access: Access, plan: Plan, cells: Callable[[Sequence[bytes]], pa.Table]
+    ) -> None:
         self._access = access
         self._pieces = [plan.pieces[i] for i in plan.partial]
         self._links = link(
             [piece.streams for piece in self._pieces],
             [read_ids(access, piece) for piece in self._pieces],
+            current_rows(self._pieces, cells(sorted({piece.unit for piece in self._pieces}))),
         )
         self._number = {index: number for number, index in enumerate(plan.partial)}
 
     @property
-    def given_away(self) -> int:
-        """Rows that are read with an earlier piece: they are not samples of their own."""
+    def not_read(self) -> int:
+        """Rows that are no samples of their own: read with an earlier piece, or out of date."""
         return sum(int((~links.keep).sum()) for links in self._links)
 
     def read(

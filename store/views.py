@@ -51,7 +51,6 @@ from _snapshot s left join (
     select path, arg_max(run, seq) as run, max(committed_at) as committed_at
     from _ledger where kind = 'unit' and path is not null group by path
 ) u on u.path = s.path
-order by s.pipeline, s.stream, s.path
 """
 
 _INPUTS = f"""
@@ -67,12 +66,11 @@ lower(hex(q.sample)) as sample, lower(hex(q.unit)) as unit, q.run, q.committed_a
 
 # A quarantine row counts only while the cell that its own commit wrote is the valid one.
 _QUARANTINE = f"""
-select {_QUARANTINE_COLUMNS} from _ledger q
-where q.kind = 'quarantine' and exists (
-    select 1 from _cells c
-    where c.pipeline = q.pipeline and c.stream = q.stream and c.unit = q.unit
-        and c.input = q.input and c.seq = q.seq
-        and (q.row is null or (q.row >= c.first_row and q.row < c.first_row + c.rows)))
+select {_QUARANTINE_COLUMNS} from _ledger q semi join _cells c
+on c.pipeline = q.pipeline and c.stream = q.stream and c.unit = q.unit
+    and c.input = q.input and c.seq = q.seq
+    and (q.row is null or (q.row >= c.first_row and q.row < c.first_row + c.rows))
+where q.kind = 'quarantine'
 """
 
 _QUARANTINE_HISTORY = f"""

@@ -153,6 +153,26 @@ def test_the_same_samples_in_another_order_are_joined_by_sample_id(built: Builde
     assert all(int(row["text"][0]) == int(row["image"][0]) == int(row.key) for row in rows)
 
 
+def test_g8_the_old_version_of_a_sample_is_never_paired_with_the_new_one(built: Builder) -> None:
+    built.encode("docs", "text", CONTENT)
+    built.encode("docs", "image", CONTENT)
+    newer = input_("a.tar", version="v2")
+    built.encode("docs", "text", {newer: [doc("a/0", text=[4, 4])]}, run="run-2")
+    dataset = open_store(built.uri)
+    rows = {row.key: row for row in dataset}
+    assert rows["a/0"]["text"].tolist() == [4, 4]
+    assert rows["a/0"]["image"] is None and rows["a/0"].verdict("image") is None
+    assert rows["b/0"]["text"] is not None and rows["b/0"]["image"].tolist() == [0, 1]
+    assert set(rows) == {"a/0", "b/0", "b/1"} and len(list(dataset)) == len(dataset) == 3
+    assert len(list(dataset.rows(["image"]))) == 5
+    built.encode("docs", "image", {newer: [doc("a/0", image=[8], shape=(1, 1))]}, run="run-2")
+    assert sorted(seen(open_store(built.uri), "text", "image")) == [
+        ("a/0", [4, 4], [8]),
+        ("b/0", [], [0, 1]),
+        ("b/1", [9], None),
+    ]
+
+
 INPUTS = [input_(f"{n}.tar") for n in range(4)]
 
 
@@ -276,6 +296,15 @@ def test_batches_give_flat_values_and_offsets(built: Builder) -> None:
     assert set(batch.columns) == {"text"}
     (image,) = open_store(built.uri).columns("image")
     assert image.shapes.tolist() == [[2, 3], [2, 2], [0, 0], [1, 2], [0, 0]]
+
+
+def test_a_batch_becomes_a_jagged_tensor_in_two_lines(built: Builder) -> None:
+    torch = pytest.importorskip("torch")
+    built.encode("docs", "text", CONTENT)
+    (column,) = open_store(built.uri).columns("text")
+    ids = torch.from_numpy(column.values.astype(np.int64))
+    jagged = torch.nested.nested_tensor_from_jagged(ids, torch.tensor(column.offsets))
+    assert [each.tolist() for each in jagged.unbind()] == [[1, 2, 3], [], [], [], [9]]
 
 
 def test_reading_one_stream_leaves_out_samples_that_have_no_verdict_in_it(built: Builder) -> None:
