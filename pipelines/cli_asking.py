@@ -238,16 +238,20 @@ def maintain(store: Store, format: Output = "table") -> None:
 
 
 def _for_people(streams: pa.Table) -> pa.Table:
-    """`ls` without columns that say nothing here; hashes counted where there are several."""
-    for name in ("damaged_inputs", "superseded_rows"):
-        if not any(streams[name].to_pylist()):
-            streams = streams.drop_columns([name])
+    """`ls` without the columns that say nothing here."""
+    quiet = [n for n in ("damaged_inputs", "superseded_rows") if not any(streams[n].to_pylist())]
     for name in ("spaces", "recipes"):
-        lists = streams[name].to_pylist()
-        told = [each[0][:12] if len(each) == 1 else f"{len(each)} {name}" for each in lists]
-        index = streams.column_names.index(name)
-        streams = streams.set_column(index, name.removesuffix("s"), pa.array(told, pa.string()))
-    return streams
+        counts = [len(each) for each in streams[name].to_pylist()]
+        if max(counts, default=0) <= 1:
+            quiet.append(name)  # one each, as it should be: `info` names them
+        else:
+            index = streams.column_names.index(name)
+            streams = streams.set_column(index, name, pa.array(counts))
+    streams = streams.drop_columns([*quiet, "shards"])
+    # nine columns in a terminal of eighty
+    return streams.rename_columns(
+        ["last" if n == "last_commit" else n for n in streams.column_names]
+    )
 
 
 def _pair(text: str) -> tuple[str, str]:

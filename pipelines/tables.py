@@ -11,14 +11,14 @@ import io
 import json
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any, BinaryIO, Literal, TextIO, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.console import Console
+from rich.console import Console, Group, JustifyMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -31,6 +31,10 @@ FORMATS: tuple[str, ...] = get_args(Format)
 UNBOUNDED = 100_000
 _BYTES = ("bytes", "size", "bytes_read")
 _HASH_SHOWN = 12
+_GAP = 2  # blanks between columns
+_MEASURED = 500  # rows that decide the layout
+_DATE = len("2026-01-02")
+_WORD = 20  # a longer text may be folded
 
 
 def show(
@@ -52,7 +56,7 @@ def show(
             highlight=False,
             soft_wrap=not on_terminal,
         )
-        console.print(as_rich(answer, short=on_terminal))
+        console.print(as_rich(answer, short=on_terminal, width=console.width))
     else:
         for text in as_csv(answer) if format == "csv" else as_json(answer):
             out.write(text)
@@ -64,30 +68,60 @@ def check_format(format: str) -> None:
         raise JobError(f"no output format {format!r}", remedy=f"one of {', '.join(FORMATS)}")
 
 
-def as_rich(answer: pa.Table | Mapping[str, Any], *, short: bool) -> Table:
-    """`short`: leave out the tail of 64-digit hashes."""
+def as_rich(
+    answer: pa.Table | Mapping[str, Any], *, short: bool, width: int = UNBOUNDED
+) -> RenderableType:
+    """For rich to print on `width` columns: a table, or, where it cannot fit, a record per row.
+
+    `short`: leave out the tail of 64-digit hashes.
+    """
     if isinstance(answer, Mapping):
-        facts = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-        facts.add_column(no_wrap=True, style="bold")
-        facts.add_column(overflow="fold")
-        for name, value in _flat(answer):
-            facts.add_row(Text(clean(name)), _cell(name, value, short))
-        return facts
-    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0), pad_edge=False)
-    for field in answer.schema:
-        number = _is_number(field.type)
-        table.add_column(
-            Text(clean(field.name)),
-            justify="right" if number else "left",
-            no_wrap=number,
-            overflow="fold",
-        )
-    for row in _rows(answer):
-        cells = zip(answer.column_names, row, strict=True)
-        table.add_row(*(_cell(name, value, short) for name, value in cells))
-    if not answer.num_rows:
+        return _record((name, shown(name, v, short=short)) for name, v in _flat(answer))
+    names = [clean(name) for name in answer.column_names]
+    rows = [
+        [shown(name, value, short=short) for name, value in zip(names, row, strict=True)]
+        for row in _rows(answer)
+    ]
+    least = [
+        _least_width(field.type, [name, *(row[i] for row in rows[:_MEASURED])])
+        for i, (name, field) in enumerate(zip(names, answer.schema, strict=True))
+    ]
+    gap = _GAP if sum(least) + _GAP * (len(least) - 1) <= width else 1
+    if sum(least) + gap * (len(least) - 1) > width and rows:
+        return Group(*_records(names, rows))
+    table = Table(box=None, header_style="bold", padding=(0, gap, 0, 0), pad_edge=False)
+    for name, field, columns in zip(names, answer.schema, least, strict=True):
+        justify: JustifyMethod = "right" if _is_number(field.type) else "left"
+        table.add_column(Text(name), justify=justify, min_width=columns, overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    if not rows:
         table.caption = "no rows"
         table.caption_justify = "left"
+    return table
+
+
+def _least_width(kind: pa.DataType, texts: list[str]) -> int:
+    """Columns below which a column would be hard to read: numbers and short words stay whole, a
+    time may break between date and hour."""
+    natural = max(len(line) for text in texts for line in text.split("\n"))
+    if _is_number(kind):
+        return natural
+    return min(natural, max(len(texts[0]), _DATE if pa.types.is_timestamp(kind) else _WORD))
+
+
+def _records(names: list[str], rows: list[list[str]]) -> Iterator[RenderableType]:
+    for number, row in enumerate(rows, 1):
+        yield Text(f"{'' if number == 1 else chr(10)}row {number:,}", style="dim")
+        yield _record(zip(names, row, strict=True))
+
+
+def _record(facts: Iterable[tuple[str, str]]) -> Table:
+    table = Table(show_header=False, box=None, padding=(0, _GAP, 0, 0), pad_edge=False)
+    table.add_column(no_wrap=True, style="bold")
+    table.add_column(overflow="fold")
+    for name, value in facts:
+        table.add_row(Text(clean(name)), Text(value))
     return table
 
 
@@ -208,10 +242,6 @@ def _csv_value(value: Any) -> Any:
     if isinstance(value, bool):
         return "true" if value else "false"
     return "" if value is None else value
-
-
-def _cell(name: str, value: Any, short: bool) -> Text:
-    return Text(shown(name, value, short=short))
 
 
 def shown(name: str, value: Any, *, short: bool = False) -> str:

@@ -33,7 +33,7 @@ TABLE = pa.table(
 
 def printed(answer: Any, width: int = 200, short: bool = False) -> str:
     out = io.StringIO()
-    Console(file=out, width=width).print(as_rich(answer, short=short))
+    Console(file=out, width=width).print(as_rich(answer, short=short, width=width))
     return out.getvalue()
 
 
@@ -137,6 +137,20 @@ def test_on_a_terminal_hashes_are_short_and_long_values_fold() -> None:
     text = printed(table, width=60, short=True)
     assert "ab" * 6 in text and "ab" * 7 not in text
     assert sum(line.count("p") for line in text.splitlines()[1:]) == 100
+
+
+def test_a_table_that_cannot_fit_becomes_a_record_per_row() -> None:
+    wide = pa.table({f"column_{i}": [i * 1_000_000, i] for i in range(12)})
+    text = printed(wide, width=80)
+    assert "row 1" in text and "row 2" in text
+    assert "column_11  11,000,000" in text
+    assert "row 1" not in printed(wide, width=200)
+
+
+def test_numbers_and_short_words_are_never_broken() -> None:
+    table = pa.table({"message": ["long " * 40], "tokens": [12_345_678], "stream": ["caption"]})
+    lines = printed(table, width=60).splitlines()
+    assert any("12,345,678  caption" in line for line in lines)
 
 
 @pytest.mark.parametrize("text", ["\x1b[2Jgone", "a\rb", "[red]x[/red]", "\x9b31m", "‮txt"])
