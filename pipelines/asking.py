@@ -17,7 +17,8 @@ from tokenmill.schemas.identity import canonical_uri
 from tokenmill.schemas.job import nearest
 from tokenmill.store import upkeep
 from tokenmill.store.access import Access
-from tokenmill.store.dataset import Dataset, full_hash, open_store
+from tokenmill.store.choosing import full_hash
+from tokenmill.store.dataset import Dataset, open_store
 from tokenmill.store.export import FILE_BYTES, Exported
 from tokenmill.store.export import export as export_samples
 from tokenmill.store.ledger import GRACE_SECONDS, Ledger

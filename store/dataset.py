@@ -12,9 +12,7 @@ Order: pipeline by name, unit by id, row as enumerated; it depends on the snapsh
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,46 +25,24 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 from numpy.typing import NDArray
 
-from tokenmill.schemas.errors import JobError, SpaceMismatch, StoreError, TokenizerError
+from tokenmill.schemas.errors import JobError, SpaceMismatch
 from tokenmill.schemas.job import nearest
 from tokenmill.store.access import Access
 from tokenmill.store.alignment import FileRows, Plan, plan_pipeline
+from tokenmill.store.choosing import choose_snapshot
+from tokenmill.store.decoding import Decoder, Decoders, StreamTokenizer
 from tokenmill.store.gather import read_piece
 from tokenmill.store.joining import Join
 from tokenmill.store.ledger import Ledger
 from tokenmill.store.query import run_sql
 from tokenmill.store.rows import Batch, Column, Row
 from tokenmill.store.shards import ShardReader
-from tokenmill.store.snapshot import (
-    FOLDER,
-    Snapshot,
-    snapshot_bytes,
-    snapshot_table,
-    tagged,
-    take_snapshot,
-)
+from tokenmill.store.snapshot import Snapshot
 from tokenmill.store.views import CELLS_SCHEMA
-
-HASH_DIGITS = 64
 
 
 class MixedRecipes(UserWarning):
     """One space, several recipes: ids mean the same but were not all made the same way (G7)."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StreamTokenizer:
-    """What a decoder must know of a stream: its tokenizer row of the ledger."""
-
-    pipeline: str
-    stream: str
-    tokenizer: str
-    space: str
-    recipe: str
-    checkpoint: str | None
-    checkpoint_sha256: str | None
-    config: Mapping[str, Any]
-    descriptor: Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,11 +51,6 @@ class StreamType:
 
     dtype: np.dtype[Any]
     shaped: bool
-
-
-# From a stream's tokenizer to a function (flat ids, shape) -> media. Loading tokenizers lies above
-# the store: `tokenmill.open` passes it in.
-Decoder = Callable[[StreamTokenizer], Callable[[NDArray[Any], tuple[int, ...]], Any]]
 
 
 def open_store(
@@ -103,7 +74,7 @@ def open_store(
     or stream, SpaceMismatch.
     """
     access = Access(uri)
-    dataset = Dataset(access, _snapshot(access, tag, snapshot, pin), decoder=decoder)
+    dataset = Dataset(access, choose_snapshot(access, tag, snapshot, pin=pin), decoder=decoder)
     if pipeline is not None:
         dataset = dataset.select(pipeline=pipeline)
     for stream, space in (spaces or {}).items():
@@ -126,12 +97,11 @@ class Dataset:
         self._snapshot = snapshot
         self._files = _files(snapshot.table) if files is None else files
         self._decoder = decoder
-        self._decoders: dict[tuple[str, str, str], Callable[..., Any]] = {}
         self._joins: dict[tuple[str, frozenset[str]], Join] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {k: v for k, v in self.__dict__.items() if k not in ("_ledger", "_tokenizers")}
-        return {**state, "_decoders": {}, "_joins": {}}
+        state = {k: v for k, v in self.__dict__.items() if k not in ("_ledger", "_decoders")}
+        return {**state, "_joins": {}}
 
     # -- what is there ----------------------------------------------------------------------
 
@@ -247,7 +217,7 @@ class Dataset:
         return (batch[stream] for batch in self.batches([stream]))
 
     def _batches(self, streams: frozenset[str]) -> Iterator[Batch]:
-        decode = self._decode_ids
+        decode = self._decode
         for plan in self._plans(streams):
             joined = frozenset(plan.partial)
             for index, piece in enumerate(plan.pieces):
@@ -360,76 +330,18 @@ class Dataset:
         """
         return row.decode(stream)
 
-    def _decode_ids(
+    def _decode(
         self, pipeline: str, stream: str, recipe: str, ids: NDArray[Any], shape: tuple[int, ...]
     ) -> Any:
-        key = (pipeline, stream, recipe)
-        if key not in self._decoders:
-            if self._decoder is None:
-                raise JobError(
-                    f"no decoder for stream {stream!r}",
-                    where=self.uri,
-                    why="the store alone knows no tokenizers",
-                    remedy="open it with tokenmill.open, or pass decoder=",
-                )
-            self._decoders[key] = self._decoder(self.tokenizer(pipeline, stream, recipe))
-        return self._decoders[key](ids, shape)
+        return self._decoders.decode(pipeline, stream, recipe, ids, shape)
 
     def tokenizer(self, pipeline: str, stream: str, recipe: str) -> StreamTokenizer:
         """What the ledger records of the tokenizer behind one recipe. Raises TokenizerError."""
-        for row in reversed(self._tokenizers):
-            if (row["pipeline"], row["stream"], row["recipe"]) == (pipeline, stream, recipe):
-                return StreamTokenizer(
-                    pipeline=pipeline,
-                    stream=stream,
-                    tokenizer=row["tokenizer"],
-                    space=row["space"],
-                    recipe=recipe,
-                    checkpoint=row["checkpoint"],
-                    checkpoint_sha256=row["checkpoint_sha256"],
-                    config=json.loads(row["config"] or "{}"),
-                    descriptor=json.loads(row["descriptor"] or "{}"),
-                )
-        raise TokenizerError(
-            f"the ledger has no tokenizer row for {pipeline}/{stream}",
-            where=self.uri,
-            why=f"recipe {recipe}",
-        )
+        return self._decoders.tokenizer(pipeline, stream, recipe)
 
     @cached_property
-    def _tokenizers(self) -> list[dict[str, Any]]:
-        rows: list[dict[str, Any]] = self._ledger.rows("tokenizer").sort_by("seq").to_pylist()
-        return rows
-
-
-def _snapshot(access: Access, tag: str | None, snapshot: str | None, pin: bool) -> Snapshot:
-    if tag is not None and snapshot is not None:
-        raise JobError("give either a tag or a snapshot, not both", where=access.uri)
-    if tag is not None:
-        return Snapshot.load(access, tagged(access, tag))
-    if snapshot is not None:
-        return Snapshot.load(access, full_hash(access, snapshot))
-    ledger = Ledger.open(access)
-    if pin:
-        return take_snapshot(access, ledger)
-    table = snapshot_table(ledger)
-    return Snapshot(hash=hashlib.sha256(snapshot_bytes(table)).hexdigest(), table=table)
-
-
-def full_hash(access: Access, beginning: str) -> str:
-    """The snapshot whose hash begins so: people copy twelve digits. Raises StoreError."""
-    if len(beginning) >= HASH_DIGITS:
-        return beginning
-    names = [listed.path.rpartition("/")[2] for listed in access.list(FOLDER)]
-    found = [n.removesuffix(".arrow") for n in names if n.endswith(".arrow")]
-    matching = [name for name in found if beginning and name.startswith(beginning)]
-    if len(matching) != 1:
-        raise StoreError(
-            f"{len(matching) or 'no'} snapshots begin with {beginning!r}",
-            where=access.full(FOLDER),
-            remedy="give more digits of its hash, or open the store without naming a snapshot",
-        )
-    return matching[0]
+    def _decoders(self) -> Decoders:
+        return Decoders(self._ledger, self._decoder, where=self.uri)
 
 
 def _files(table: pa.Table) -> tuple[FileRows, ...]:

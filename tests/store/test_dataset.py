@@ -21,7 +21,8 @@ from tokenmill.schemas.errors import (
 )
 from tokenmill.schemas.identity import sample_ids
 from tokenmill.schemas.shard import Verdict
-from tokenmill.store.dataset import MixedRecipes, StreamTokenizer, open_store
+from tokenmill.store.dataset import MixedRecipes, open_store
+from tokenmill.store.decoding import StreamTokenizer
 from tokenmill.store.snapshot import take_snapshot
 
 A, B = input_("a.tar"), input_("b.tar")
