@@ -52,7 +52,8 @@ class WorkerLost:
     worker: int
     kind: FailureClass
     why: str
-    in_flight: tuple[bytes, ...] = ()
+    in_flight: tuple[bytes, ...] = ()  # samples that native code held
+    unit: bytes | None = None  # the unit they belong to
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -228,6 +229,7 @@ class Counts:
     quarantined: int = 0
     absent: int = 0
     input_faults: int = 0
+    stored: int = 0  # bytes of shard files
 
 
 class Coordinator:
@@ -362,8 +364,8 @@ class Coordinator:
         blamed = False
         for name in worker.running.values():
             work = self._work[name]
-            if event.kind is FailureClass.PLACE:
-                pass
+            if event.kind is FailureClass.PLACE or (event.unit and event.unit != name[1]):
+                pass  # the worker's other task is innocent
             elif suspects - work.isolate - work.condemned.keys():
                 work.isolate |= suspects  # next time these go one by one
             elif len(suspects) == 1:
@@ -423,6 +425,7 @@ class Coordinator:
         counts.quarantined += len(result.quarantined)
         counts.absent += result.absent
         counts.input_faults += len(result.input_faults)
+        counts.stored += sum(s.size for s in result.shards)
 
     def _on_failure(
         self, name: Name, work: _Work, failure: TaskFailure, worker: int, now: float
@@ -479,7 +482,7 @@ class Coordinator:
         """
         error = str(failure.details.get("error", failure.message))
         if error in work.suspected:
-            if failure.details.get("known_good"):
+            if failure.details.get("good"):
                 work.tolerate |= {error}
                 self._requeue(name, error)
                 return
@@ -525,6 +528,7 @@ class Coordinator:
             self.counts.quarantined -= len(result.quarantined)
             self.counts.absent -= result.absent
             self.counts.input_faults -= len(result.input_faults)
+            self.counts.stored -= sum(s.size for s in result.shards)
 
     def _give_back(self, pipeline: str) -> None:
         """The entries of a commit that the store did not take wait for the next one."""

@@ -7,12 +7,12 @@ actors of a cluster. Both run the same worker code; they differ only in how work
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import wait
-from typing import Protocol
-
-from tokenmill.workers.local import LocalWorker
+from typing import Any, Protocol
 
 from tokenmill.pipelines.coordinator import (
     Answered,
@@ -25,6 +25,7 @@ from tokenmill.pipelines.coordinator import (
 from tokenmill.schemas.job import Job
 from tokenmill.schemas.tokenizer import WorkerFacts
 from tokenmill.schemas.work import FailureClass, Task
+from tokenmill.workers.local import LocalWorker
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,16 +83,18 @@ class LocalExecutor:
         self._workers[worker] = LocalWorker.start(self._job, pool[0], pool[1], worker)
 
     def assign(self, worker: int, task: Task) -> None:
-        self._workers[worker].send(task)
+        # a dead one is reported by its sentinel, with this task among those it held
+        with suppress(BrokenPipeError):
+            self._workers[worker].send(task)
 
     def stop(self, worker: int) -> None:
         local = self._workers.pop(worker, None)
         if local is not None:
-            local.stop()
+            local.kill()  # nothing it still does is wanted
         self._forget_running(worker)
 
     def wait(self, timeout: float) -> list[Event]:
-        by_handle = {}
+        by_handle: dict[Any, int] = {}
         for id_, worker in self._workers.items():
             by_handle[worker.connection] = id_
             by_handle[worker.sentinel] = id_
@@ -120,18 +123,24 @@ class LocalExecutor:
                         self._running.pop((id_, body.attempt), None)
                         events.append(Answered(worker=id_, pipeline=pool[0], answer=body))
                     case "progress":
-                        for attempt, (samples, tokens) in body.items():
-                            self._running[id_, attempt] = Running(samples=samples, tokens=tokens)
+                        for p in body:
+                            running = Running(samples=p.samples, tokens=p.tokens)
+                            self._running[id_, p.attempt] = running
         except (EOFError, ConnectionResetError):
             pass  # it died: the sentinel says how
-        if not worker.alive:
-            in_flight = worker.in_flight()
-            why = worker.death()
-            worker.stop()
+        if worker.exit_code() is not None:
+            held = worker.in_flight()  # before kill: that removes the page
+            why = _death(worker.kill())
             del self._workers[id_]
             self._forget_running(id_)
             events.append(
-                WorkerLost(worker=id_, kind=FailureClass.WORKER, why=why, in_flight=in_flight)
+                WorkerLost(
+                    worker=id_,
+                    kind=FailureClass.WORKER,
+                    why=why,
+                    in_flight=tuple(held.samples) if held else (),
+                    unit=held.unit if held else None,
+                )
             )
         return events
 
@@ -150,3 +159,10 @@ class LocalExecutor:
         for worker in self._workers.values():
             worker.kill()
         self._workers.clear()
+
+
+def _death(code: int) -> str:
+    """`killed by SIGKILL` or `exit code 1`."""
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    return f"ended with exit code {code}"

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from tokenmill.store.ledger import Entry, Ledger
-
 from tokenmill.pipelines.coordinator import (
     Assign,
     Commit,
@@ -35,7 +33,7 @@ from tokenmill.pipelines.coordinator import (
 from tokenmill.pipelines.executors import Executor, Running
 from tokenmill.schemas.errors import StoreUnavailable
 from tokenmill.schemas.job import Limits
-from tokenmill.schemas.tokenizer import WorkerFacts
+from tokenmill.store.ledger import Entry, Ledger, StreamFacts
 
 # Also how soon a signal or a limit is noticed.
 TICK_SECONDS = 0.25
@@ -47,7 +45,7 @@ class Committer:
 
     ledger: Ledger
     run: str
-    facts: Mapping[str, Mapping[str, WorkerFacts]]  # pipeline -> stream -> facts
+    facts: Mapping[str, Mapping[str, StreamFacts]]  # pipeline -> stream -> facts
     run_row: Mapping[str, Any]
     committed: int = 0
 

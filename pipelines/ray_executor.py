@@ -7,19 +7,14 @@ cross the object store (design section 3). The head node needs no CPUs.
 from __future__ import annotations
 
 import os
-import tempfile
 import uuid
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import ray
 from ray import exceptions as ray_errors
-from tokenmill.workers.actor import TokenizerActor
-from tokenmill.workers.inflight import read_page
 
 from tokenmill.pipelines.coordinator import (
-    SLOTS,
     Answered,
     Event,
     Pool,
@@ -32,6 +27,7 @@ from tokenmill.schemas.errors import StoreError, TokenmillError
 from tokenmill.schemas.job import Job, Resources
 from tokenmill.schemas.tokenizer import WorkerFacts
 from tokenmill.schemas.work import FailureClass, Task
+from tokenmill.workers.actor import actor_class, in_flight
 
 # The object store carries only small records; the default of 30 % of memory is pages wasted.
 OBJECT_STORE_BYTES = 128 << 20
@@ -80,7 +76,7 @@ class RayExecutor:
         self._job = job
         self._ours = not ray.is_initialized()
         connect(address)
-        resources = ray.cluster_resources()
+        resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
         self.cpus = float(resources.get("CPU", 0))
         self.gpus = float(resources.get("GPU", 0))
         self._actors: dict[int, Any] = {}
@@ -88,26 +84,22 @@ class RayExecutor:
         self._pages: dict[int, str] = {}
         self._refs: dict[Any, tuple[str, int]] = {}
         self._facts: dict[Pool, WorkerFacts] = {}
-        self._nodes: dict[int, str] = {}
         self._running: dict[int, Running] = {}
-        # pages lie in the node's own temporary folder: read back where this is that node
-        self._page_folder = Path(tempfile.gettempdir()) / f"tokenmill-{uuid.uuid4().hex[:12]}"
+        # in-flight pages lie in each node's own folder: read back where this is that node
+        self._tag = uuid.uuid4().hex[:12]
 
     def start(self, worker: int, pool: Pool) -> None:
         need = self._job.resources.get(pool[1], Resources())
         stream = self._job.pipelines[pool[0]].streams[pool[1]]
-        page = str(self._page_folder / f"{worker}.page")
-        actor = TokenizerActor.options(  # type: ignore[attr-defined]
+        page = f"{self._tag}-{worker}"
+        actor = actor_class(
             # a machine with fewer CPUs than a worker asks for still does the work
             num_cpus=min(need.cpus_per_worker, self.cpus) if self.cpus else need.cpus_per_worker,
             num_gpus=need.gpus_per_worker,
-            max_concurrency=SLOTS + 2,  # beside the slots: facts and progress
-            max_restarts=0,  # the coordinator decides what a death costs
             runtime_env=stream.runtime_env or None,
         ).remote(self._job, pool[0], pool[1], page)
         self._actors[worker], self._pools[worker], self._pages[worker] = actor, pool, page
         self._refs[actor.facts.remote()] = ("facts", worker)
-        self._refs[actor.node.remote()] = ("node", worker)
 
     def assign(self, worker: int, task: Task) -> None:
         actor = self._actors[worker]
@@ -151,15 +143,12 @@ class RayExecutor:
             case "facts":
                 self._facts[pool] = value
                 return [WorkerReady(worker=worker)]
-            case "node":
-                self._nodes[worker] = value
             case "run":
                 self._running.pop(worker, None)
                 return [Answered(worker=worker, pipeline=pool[0], answer=value)]
             case "progress":
                 self._running[worker] = Running(
-                    samples=sum(s for s, _ in value.values()),
-                    tokens=sum(t for _, t in value.values()),
+                    samples=sum(p.samples for p in value), tokens=sum(p.tokens for p in value)
                 )
         return []
 
@@ -167,18 +156,20 @@ class RayExecutor:
         creation = getattr(error, "cause", None)
         if isinstance(creation, TokenmillError):  # raised by the actor's __init__
             return [WorkerFailed(worker=worker, error=creation)]
-        place = isinstance(error, ray_errors.ActorUnavailableError) or self._node_gone(worker)
-        in_flight = () if place else read_page(Path(self._pages[worker]))
+        place = isinstance(error, ray_errors.ActorUnavailableError) or _node_gone(error)
+        held = None if place else in_flight(self._pages[worker])
         self.stop(worker)
         why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         kind = FailureClass.PLACE if place else FailureClass.WORKER
-        return [WorkerLost(worker=worker, kind=kind, why=why, in_flight=in_flight)]
-
-    def _node_gone(self, worker: int) -> bool:
-        node = self._nodes.get(worker)
-        if node is None:
-            return False
-        return any(n["NodeID"] == node and not n["Alive"] for n in ray.nodes())
+        return [
+            WorkerLost(
+                worker=worker,
+                kind=kind,
+                why=why,
+                in_flight=tuple(held.samples) if held else (),
+                unit=held.unit if held else None,
+            )
+        ]
 
     def _forget(self, worker: int) -> None:
         self._running.pop(worker, None)
@@ -211,3 +202,11 @@ def _runtime_env_error(pool: Pool, error: Exception) -> TokenmillError:
         why=str(error).strip().splitlines()[0],
         remedy="check its pip or conda requirements against the cluster's nodes",
     )
+
+
+def _node_gone(error: Exception) -> bool:
+    """Whether the actor went with its node: lost, drained or preempted."""
+    if getattr(error, "preempted", False):
+        return True
+    text = str(error).lower()
+    return "node" in text and ("died" in text or "dead" in text) and "node was terminated" in text

@@ -12,9 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from tokenmill.store.lease import Lease
-from tokenmill.store.ledger import Ledger
-
 from tokenmill.pipelines.coordinator import Coordinator, Counts, Finish, NewTask
 from tokenmill.pipelines.executors import Executor
 from tokenmill.pipelines.loop import Committer, Stops, Watcher, drive
@@ -22,6 +19,8 @@ from tokenmill.pipelines.plan import Plan
 from tokenmill.pipelines.session import Options, Session, refuse_outdated
 from tokenmill.schemas.job import Job
 from tokenmill.schemas.tokenizer import WorkerFacts
+from tokenmill.store.lease import Lease
+from tokenmill.store.ledger import Ledger, StreamFacts
 
 Say = Callable[[str], None]
 
@@ -110,7 +109,13 @@ def run(job: Job, options: Options, *, watch: Watcher, say: Say) -> Report:
 def _leases(session: Session, run_id: str) -> list[Lease]:
     if not session.options.lease:
         return []
-    holder = {"host": socket.gethostname(), "pid": os.getpid(), "run": run_id}
+    started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    holder = {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "run": run_id,
+        "started": started,
+    }
     return [Lease.acquire(session.access, name, holder) for name in sorted(session.job.pipelines)]
 
 
@@ -124,9 +129,17 @@ def _drive(
     watch: Watcher,
     say: Say,
 ) -> Finish:
-    facts: dict[str, dict[str, WorkerFacts]] = defaultdict(dict)
+    facts: dict[str, dict[str, StreamFacts]] = defaultdict(dict)
     for (pipeline, stream), found in session.facts.items():
-        facts[pipeline][stream] = found
+        facts[pipeline][stream] = StreamFacts(
+            stream=stream,
+            modality=found.modality,
+            identity=found.identity,
+            descriptor=found.descriptor,
+            checkpoint=found.checkpoint,
+            checkpoint_sha256=found.checkpoint_sha256,
+            config=found.config,
+        )
 
     def replan(pipeline: str, uris: Sequence[str]) -> Sequence[NewTask]:
         say(f"planning again: {len(uris)} input(s) of {pipeline!r} changed or were done elsewhere")

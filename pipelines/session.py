@@ -1,4 +1,4 @@
-"""A job bound to its sources, store and tokenizers: what a run, a dry run and a retry begin with."""
+"""A job bound to its sources, store and tokenizers: what a run and a dry run begin with."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow.compute as pc
-from tokenmill.store.access import Access
-from tokenmill.store.ledger import Ledger
 
 from tokenmill.pipelines.coordinator import (
     NewTask,
@@ -28,6 +26,8 @@ from tokenmill.schemas.job import Job, Resources, nearest, parse_job
 from tokenmill.schemas.samples import Source
 from tokenmill.schemas.tokenizer import WorkerFacts
 from tokenmill.schemas.work import Input
+from tokenmill.store.access import Access
+from tokenmill.store.ledger import Ledger
 from tokenmill.workers.sources import open_source
 
 ExecutorName = Literal["ray", "local"]
