@@ -55,7 +55,7 @@ def check(
     """Run the conformance suite on a tokenizer."""
     report = conformance.check(name, checkpoint, _config(settings))
     for item in report.checks:
-        print(f"{item.result:5} {item.name}{': ' + item.detail if item.detail else ''}")
+        print(f"{item.verdict:5} {item.name}{': ' + item.detail if item.detail else ''}")
     for note in report.notes:
         print(f"note  {note}")
     if not report.ok:
