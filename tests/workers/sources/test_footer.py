@@ -52,9 +52,10 @@ def test_it_finds_what_pyarrow_finds(
         assert [(c.path, c.compressed, c.uncompressed) for c in seen.chunks] == [
             (c.path_in_schema, c.total_compressed_size, c.total_uncompressed_size) for c in chunks
         ]
-        assert seen.first_byte == min(
-            c.dictionary_page_offset or c.data_page_offset for c in chunks
-        )
+        if theirs.num_rows:  # an empty group may lie anywhere: no span reads a row of it
+            assert seen.first_byte == min(
+                c.dictionary_page_offset or c.data_page_offset for c in chunks
+            )
         first_row += theirs.num_rows
 
 
