@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import time
 import uuid
@@ -19,7 +18,7 @@ from tokenmill.pipelines.plan import Plan
 from tokenmill.pipelines.session import Options, Session, refuse_outdated
 from tokenmill.schemas.job import Job
 from tokenmill.schemas.tokenizer import WorkerFacts
-from tokenmill.store.lease import Lease
+from tokenmill.store.lease import Lease, this_process
 from tokenmill.store.ledger import Ledger, StreamFacts
 
 Say = Callable[[str], None]
@@ -110,12 +109,7 @@ def _leases(session: Session, run_id: str) -> list[Lease]:
     if not session.options.lease:
         return []
     started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    holder = {
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "run": run_id,
-        "started": started,
-    }
+    holder = {**this_process(), "run": run_id, "started": started}
     return [Lease.acquire(session.access, name, holder) for name in sorted(session.job.pipelines)]
 
 

@@ -8,10 +8,13 @@ clock says that it was not renewed for `ttl` seconds.
 from __future__ import annotations
 
 import json
+import os
+import socket
 import threading
 import time
 import uuid
 from collections.abc import Mapping
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -153,9 +156,43 @@ def _free(access: Access, path: str, pipeline: str, ttl: float) -> str | None:
     except (FileNotFoundError, InputChanged):
         return None
     age = access.now() - found.modified
-    if record.get("released") is True or age > ttl:
+    if record.get("released") is True or age > ttl or _gone(record):
         return found.version
     raise _held(access, path, pipeline, record, found, age, ttl)
+
+
+def this_process() -> dict[str, Any]:
+    """What a lease must say of its holder so that a later run on the same machine can tell, at
+    once and without doubt, that the holder is dead: machine and pid namespace, pid, birth."""
+    pid = os.getpid()
+    return {"host": socket.gethostname(), "pid": pid, "place": _place(), "born": _born(pid)}
+
+
+def _gone(record: Mapping[str, Any]) -> bool:
+    """The holder ran here and runs no more: killed, its lease need not lapse first."""
+    place, pid, born = (record.get(name) for name in ("place", "pid", "born"))
+    if not place or not born or not isinstance(pid, int) or place != _place():
+        return False
+    return _born(pid) != born
+
+
+def _place() -> str:
+    """This boot of this kernel and this pid namespace; "" where there is no /proc."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""
+
+
+def _born(pid: int) -> str:
+    """When the process began, in clock ticks since boot; "" when there is none (or a zombie)."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    fields = stat.rpartition(")")[2].split()  # the name may hold spaces
+    return "" if fields[0] in "ZX" else fields[19]
 
 
 def _held(

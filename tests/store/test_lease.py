@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -14,7 +16,7 @@ import pytest
 
 from tokenmill.schemas.errors import LeaseHeld, StoreUnavailable
 from tokenmill.store.access import Access
-from tokenmill.store.lease import Lease
+from tokenmill.store.lease import Lease, this_process
 
 HOLDER = {"host": "node7", "pid": 4711, "run": "r-1", "started": "2026-01-02T03:04:05Z"}
 
@@ -151,3 +153,17 @@ def test_lease_on_s3(s3: Callable[[], str]) -> None:
     assert lease.renew()
     lease.release()
     Lease.acquire(access, "clips", HOLDER)
+
+
+def test_a_holder_that_was_killed_on_this_machine_holds_nothing(tmp_path: Path) -> None:
+    access = Access(str(tmp_path))
+    code = (
+        "import os, signal, sys; from tokenmill.store.access import Access;"
+        "from tokenmill.store.lease import Lease, this_process;"
+        "Lease.acquire(Access(sys.argv[1]), 'p', this_process());"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    Lease.acquire(access, "p", this_process())
+    with pytest.raises(LeaseHeld):
+        Lease.acquire(access, "p", {"host": "elsewhere"})  # we live
