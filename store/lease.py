@@ -173,7 +173,7 @@ def _gone(record: Mapping[str, Any]) -> bool:
     place, pid, born = (record.get(name) for name in ("place", "pid", "born"))
     if not place or not born or not isinstance(pid, int) or place != _place():
         return False
-    return _born(pid) != born
+    return bool(_born(pid) != born)
 
 
 def _place() -> str:
