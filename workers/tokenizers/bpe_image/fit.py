@@ -34,6 +34,7 @@ _RULES: Rules = {
     "codes": (2, 1 << 16),
     "dim": (2, 256),
     "blocks": (1, 8),
+    "decoder_blocks": (1, 8),
     "size": (32, 1024),
     "steps": (1, 1 << 30),
     "minutes": (0.0, 100_000.0),
@@ -48,12 +49,17 @@ _RULES: Rules = {
 }
 
 
+_WIDTHS = ("widths", "decoder_widths")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FitSettings:
     """What `fit` may be told.
 
-    widths: channels by level from the picture's resolution down, multiples of 32; the factor is 2
-    per level after the first. blocks: of an encoder level, the decoder has one more. size: short
+    widths, decoder_widths: channels by level from the picture's resolution down, multiples of 32;
+    the factor is 2 per level after the first. A norm has 32 groups, so the last one of each half
+    (the encoder's lowest level, the decoder's highest) needs 64 channels or more: with one channel
+    to a group it forgets how bright a picture is. blocks, decoder_blocks: of a level. size: short
     side of pictures, in training and as the checkpoint's default. steps, minutes: the run ends at
     the first; only `steps` gives the same file again. held_out: share of the pictures, by hash.
     bar_patches: patches for the k-means bar, 0 to leave it out.
@@ -61,8 +67,10 @@ class FitSettings:
 
     codes: int = 4096
     dim: int = 8
-    widths: tuple[int, ...] = (32, 32, 64, 64)
+    widths: tuple[int, ...] = (32, 32, 64, 128)
     blocks: int = 1
+    decoder_widths: tuple[int, ...] = (64, 32, 64, 128)
+    decoder_blocks: int = 1
     size: int = 256
     steps: int = 1 << 30
     minutes: float = 60.0
@@ -80,12 +88,11 @@ class FitSettings:
         """Raises TokenizerError naming the key, the value and what it may be."""
         where = "fit config"
         check(config, cls, _RULES, where)
-        widths = config.get("widths", cls().widths)
-        if not isinstance(widths, (list, tuple)) or not 2 <= len(widths) <= 6:
-            raise bad("widths", widths, "two to six numbers of channels", where)
-        if any(not isinstance(w, int) or w < GROUPS or w % GROUPS for w in widths):
-            raise bad("widths", widths, f"multiples of {GROUPS}", where)
-        settings = cls(**{**config, "widths": tuple(widths)})
+        plain = cls()
+        lists = {k: _widths(config.get(k, getattr(plain, k)), k, where) for k in _WIDTHS}
+        if len({len(widths) for widths in lists.values()}) > 1:
+            raise bad("decoder_widths", lists["decoder_widths"], "as many as `widths`", where)
+        settings = cls(**{**config, **lists})
         for key in ("size", "crop"):
             if getattr(settings, key) % settings.factor:
                 raise bad(key, getattr(settings, key), f"a multiple of {settings.factor}", where)
@@ -99,20 +106,32 @@ class FitSettings:
     def layout(self) -> Layout:
         levels = len(self.widths)
         attention = (*(False,) * (levels - 1), True)
-        stack = Stack(
-            stem=self.widths[0], widths=self.widths, blocks=self.blocks, attention=attention
-        )
-        decoder = Stack(
-            stem=self.widths[0], widths=self.widths, blocks=self.blocks + 1, attention=attention
-        )
         return Layout(
-            encoder=stack,
-            decoder=decoder,
+            encoder=Stack(
+                stem=self.widths[0],
+                widths=self.widths,
+                blocks=self.blocks,
+                attention=attention,
+            ),
+            decoder=Stack(
+                stem=self.decoder_widths[0],
+                widths=self.decoder_widths,
+                blocks=self.decoder_blocks,
+                attention=attention,
+            ),
             z_channels=self.widths[-1],
             codes=self.codes,
             dim=self.dim,
             normalised=True,
         )
+
+
+def _widths(value: object, key: str, where: str) -> tuple[int, ...]:
+    if not isinstance(value, (list, tuple)) or not 2 <= len(value) <= 6:
+        raise bad(key, value, "two to six numbers of channels", where)
+    if any(not isinstance(w, int) or w < GROUPS or w % GROUPS for w in value):
+        raise bad(key, value, f"multiples of {GROUPS}", where)
+    return tuple(value)
 
 
 def fit(samples: Iterator[Fields], out: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -177,7 +196,10 @@ def _lineage(
         "minutes": round(trained.seconds / 60, 1),
         "device": device.type,
         "torch": torch.__version__,
-        "settings": {**asdict(settings), "widths": list(settings.widths)},
+        "settings": {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in asdict(settings).items()
+        },
     }
 
 

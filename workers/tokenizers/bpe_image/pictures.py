@@ -24,6 +24,7 @@ from tokenmill.schemas.errors import SampleError
 
 # Pillow's readers for these only: each reader is native code that a hostile file can reach.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "AVIF", "HEIF", "BMP", "PPM")
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"II*\x00", b"MM\x00*", b"BM", b"RIFF")
 MEGA = 1_000_000
 _WIDE = ("I;16", "I;16L", "I;16B", "I;16N")
 # What damaged files make Pillow's readers raise; anything else is a fault to look at.
@@ -75,6 +76,10 @@ def _opened(raw: bytes, bounds: Bounds) -> Iterator[Image.Image]:
     try:
         image = Image.open(io.BytesIO(raw), formats=FORMATS)
     except UnidentifiedImageError:
+        if raw.startswith(_MAGIC) or raw[4:8] == b"ftyp":
+            raise SampleError(
+                "decoder-refused", f"it begins like a picture ({raw[:12]!r}), but cannot be opened"
+            ) from None
         raise SampleError(
             "not-an-image",
             f"no picture format begins like this: {raw[:12]!r}",

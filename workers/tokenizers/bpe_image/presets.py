@@ -117,4 +117,5 @@ def to_pixels(values: NDArray[np.float32], preset: str) -> Pixels:
         scaled = (values + 1) / np.float32(0.0078)
     else:
         scaled = values * np.float32(127.5) + 128
-    return np.clip(scaled, 0, 255).astype(np.uint8)
+    pixels: Pixels = np.clip(scaled, 0, 255).astype(np.uint8)
+    return pixels

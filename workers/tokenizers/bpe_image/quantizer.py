@@ -12,7 +12,7 @@ _DISTANCES = 1 << 24
 
 def code_vectors(codebook: Tensor, *, normalised: bool) -> Tensor:
     """float32[n, d]: the codebook as latents are compared with it, and as decoders are fed."""
-    table = codebook.float()
+    table = codebook.detach().float().clone()  # the network's own may change its precision
     return functional.normalize(table, dim=1, eps=1e-12) if normalised else table
 
 
