@@ -1,7 +1,7 @@
 """A worker's memory allocators keep what is freed for the next batch.
 
-glibc maps every array over 128 KiB anew and unmaps it when freed, so that each batch of a few
-megabytes is paid for in page faults once more. On 2 GB of text (2 workers) that was 4.4 of 18.7
+glibc gives the top of the heap back to the system whenever a few megabytes of it are free, so that
+every batch is paid for in page faults once more. On 2 GB of text (2 workers) that was 4.4 of 18.7
 CPU-seconds; with the limits below, and Arrow's buffers from the same allocator, 2.8.
 """
 
