@@ -12,7 +12,6 @@ from PIL import Image
 
 from tokenmill.workers.tokenizers.bpe_image.examples import saved, scene
 
-
 pillow_heif.register_heif_opener()
 
 

@@ -45,11 +45,8 @@ class BpeImageTokenizer:
     def __init__(self, loaded: Loaded, settings: Settings) -> None:
         self._loaded = loaded
         self._settings = settings
-        metadata, found = loaded.metadata, loaded.found
         self._crop = settings.crop(
-            preset=metadata.get("preset", found.preset),
-            size=int(metadata.get("size", found.size)),
-            factor=found.layout.factor,
+            preset=loaded.preset, size=loaded.size, factor=loaded.found.layout.factor
         )
         self._device = _device(settings.device)
         loaded.model.to(self._device, getattr(torch, settings.precision))
