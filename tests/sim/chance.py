@@ -57,14 +57,13 @@ def shrink(
         while size:
             at = len(best) - size
             while at >= 0:
-                attempt(best[:at] + best[at + size :])
+                block = best[at : at + size]
+                if not attempt(best[:at] + best[at + size :]) and any(block):
+                    attempt(best[:at] + [0] * size + best[at + size :])
                 at -= size
             size //= 2
-        for at in range(len(best) - 1, -1, -1):
-            if at < len(best) and best[at]:
-                low = 0
-                while low < best[at] and not attempt(best[:at] + [low] + best[at + 1 :]):
-                    low = (low + best[at] + 1) // 2 if low < best[at] - 1 else best[at]
-    while best and best[-1] == 0 and attempt(best[:-1]):
-        pass
+        for at, number in enumerate(best):
+            for lower in (1, number // 2, number - 1):
+                if lower < best[at] and attempt([*best[:at], lower, *best[at + 1 :]]):
+                    break
     return best

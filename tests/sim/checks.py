@@ -12,7 +12,6 @@ from sim.corpus import KILLS, enumerate_span
 from sim.driver import PIPELINE, STREAMS, Driver, facts_of
 from sim.memory import MemoryAccess, MemoryTable
 from sim.world import World
-
 from tokenmill.schemas.work import Span
 from tokenmill.store.alignment import FileRows, plan_pipeline
 from tokenmill.store.audit import AUDIT_COLUMNS, audit
@@ -63,6 +62,8 @@ def check_all(world: World) -> int:
     """Every guarantee over the whole store; how many samples were looked at."""
     cells = cells_of(world)
     check_history(cells)
+    if world.upgraded:
+        check_growth(cells)
     valid = valid_by_hand(cells)
     check_validity(world, valid)
     for uri in world.corpus.files:
@@ -130,18 +131,42 @@ def check_tiled(world: World, valid: list[Cell], uri: str, stream: str, when: st
 
 
 def check_history(cells: list[Cell]) -> None:
-    """No cell was ever committed twice, but where another version lay between (G5)."""
-    by_place: dict[tuple[str, bytes, str], list[Cell]] = defaultdict(list)
+    """No cell was ever committed twice by one recipe, but where another version or recipe lay
+    between (G5)."""
+    by_place: dict[tuple[str, bytes], list[Cell]] = defaultdict(list)
     for cell in cells:
-        by_place[cell["stream"], cell["source_id"], cell["recipe"]].append(cell)
+        by_place[cell["stream"], cell["source_id"]].append(cell)
     for rows in by_place.values():
-        for i, one in enumerate(rows):
-            for other in rows[i + 1 :]:
-                if one["input"] != other["input"] or not _overlap(one, other):
-                    continue
-                low, high = sorted((one["seq"], other["seq"]))
-                between = any(low < r["seq"] <= high and r["input"] != one["input"] for r in rows)
-                require(between, "G5", f"committed twice: {one} and {other}")
+        for later, one in enumerate(rows):
+            for other in rows[:later]:
+                same = (one["input"], one["recipe"]) == (other["input"], other["recipe"])
+                if same and _overlap(one, other):
+                    between = any(
+                        other["seq"] < r["seq"] < one["seq"]
+                        and (
+                            r["input"] != one["input"]
+                            or (_overlap(r, one) and r["recipe"] != one["recipe"])
+                        )
+                        for r in rows
+                    )
+                    require(between, "G5", f"committed twice: {one} and {other}")
+
+
+def check_growth(cells: list[Cell]) -> None:
+    """No commit ever took away what was covered, but where it brought another version of the
+    place: an upgrade loses readers nothing on its way."""
+    before: dict[tuple[str, bytes], tuple[bytes, int]] = {}
+    for seq in sorted({c["seq"] for c in cells}):
+        now: dict[tuple[str, bytes], tuple[bytes, int]] = {}
+        for cell in valid_by_hand([c for c in cells if c["seq"] <= seq]):
+            place = (cell["stream"], cell["source_id"])
+            size = now.get(place, (b"", 0))[1] + cell["span_end"] - cell["span_start"]
+            now[place] = (cell["input"], size)
+        for place, (version, size) in before.items():
+            found, covered = now.get(place, (version, 0))
+            what = f"commit {seq} left {covered} of {size} bytes covered"
+            require(found != version or covered >= size, "G1", what)
+        before = now
 
 
 def check_named(world: World) -> None:

@@ -102,9 +102,7 @@ def verdict(file: File, index: int, stream: str, revision: int) -> Row:
         name = "absent"
     seed = zlib.crc32(f"{file.uri} {file.version} {index} {stream} {revision}".encode())
     tokens = (seed & 0xFFFF, seed >> 16, index)[: 1 + seed % 3] if name == "tokens" else ()
-    return Row(
-        sample=sample_ids(file.uri)(str(index)), key=str(index), verdict=name, tokens=tokens
-    )
+    return Row(sample=sample_ids(file.uri)(str(index)), key=str(index), verdict=name, tokens=tokens)
 
 
 def enumerate_span(file: File, span: Span, stream: str, revision: int) -> list[Row]:

@@ -10,7 +10,6 @@ from types import SimpleNamespace
 
 from sim.corpus import Corpus, CorpusSource
 from sim.machines import Machines
-
 from tokenmill.pipelines.coordinator import Coordinator, Event, Pool, PoolLimits, Tick
 from tokenmill.pipelines.loop import Committer, turn
 from tokenmill.pipelines.session import Options, Session, refuse_outdated

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 
 from sim.corpus import KILLS, Corpus, Row, enumerate_span
 from sim.memory import Folder
-
 from tokenmill.pipelines.coordinator import Pool
 from tokenmill.schemas.shard import order_hash
 from tokenmill.schemas.tokenizer import WorkerFacts

@@ -13,16 +13,22 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import tokenmill.pipelines.coordinator as coordinator_module
+import tokenmill.store.ledger as ledger_module
+import tokenmill.store.snapshot as snapshot_module
 from sim.chance import Chance
 from sim.corpus import ABSENT, GOOD, KILLS, REFUSED, ROOT, Corpus
 from sim.driver import PIPELINE, STREAMS, Driver, DriverKilled, Settings
 from sim.machines import Attempt, Died, Machines, Worker, WorkerCode, batches, fails
 from sim.memory import Folder, Log, MemoryAccess, MemoryTable
-
-import tokenmill.pipelines.coordinator as coordinator_module
-import tokenmill.store.ledger as ledger_module
-import tokenmill.store.snapshot as snapshot_module
-from tokenmill.pipelines.coordinator import Answered, Event, StopAsked, Tick, WorkerLost, WorkerReady
+from tokenmill.pipelines.coordinator import (
+    Answered,
+    Event,
+    StopAsked,
+    Tick,
+    WorkerLost,
+    WorkerReady,
+)
 from tokenmill.schemas.errors import StoreError, StoreUnavailable
 from tokenmill.schemas.tokenizer import WorkerFacts
 from tokenmill.schemas.work import FailureClass
