@@ -271,7 +271,7 @@ def export(
     force: bool = False,
     file_bytes: int = FILE_BYTES,
 ) -> Exported:
-    """Write samples as `parquet` or `webdataset` (see store/export.py)."""
+    """Write samples in one of the formats of store/export.py."""
     dataset = open_store(store, tag=tag, snapshot=snapshot, pipeline=pipeline, spaces=spaces)
     if streams:
         dataset = dataset.select(streams=streams)
