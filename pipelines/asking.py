@@ -135,7 +135,7 @@ def _shard_info(path: str) -> dict[str, Any]:
     folder, _, name = path.rpartition("/")
     access = Access(folder or ("." if "/" not in path else "/"))
     with ShardReader(access, name) as reader:
-        meta, batch_rows = reader.meta, reader.batch_rows
+        meta, batch_rows, encoding = reader.meta, reader.batch_rows, reader.encoding
     counts, digest = content_hash(access, name)
     return {
         "shard": canonical_uri(path),
@@ -148,6 +148,7 @@ def _shard_info(path: str) -> dict[str, Any]:
         "tokens": counts.tokens,
         "bytes": counts.size,
         "rows_per_batch": batch_rows,
+        "encoding": encoding,
         "dtype": meta.dtype,
         "axes": list(meta.axes),
         "codebook_sizes": list(meta.codebook_sizes),
@@ -270,7 +271,7 @@ def export(
     force: bool = False,
     file_bytes: int = FILE_BYTES,
 ) -> Exported:
-    """Write samples as `parquet` or `webdataset` (see store/export.py)."""
+    """Write samples in one of the formats of store/export.py."""
     dataset = open_store(store, tag=tag, snapshot=snapshot, pipeline=pipeline, spaces=spaces)
     if streams:
         dataset = dataset.select(streams=streams)
