@@ -21,6 +21,8 @@ from tokenmill.store.choosing import full_hash
 from tokenmill.store.dataset import Dataset, open_store
 from tokenmill.store.export import FILE_BYTES, Exported
 from tokenmill.store.export import export as export_samples
+from tokenmill.store.forget import Receipt
+from tokenmill.store.forget import forget as forget_samples
 from tokenmill.store.ledger import GRACE_SECONDS, Ledger
 from tokenmill.store.shards import ShardReader, content_hash
 from tokenmill.store.snapshot import tags as tags_of
@@ -240,6 +242,28 @@ def duration(text: str) -> float:
 def maintain(store: str) -> MaintainReport:
     """Compact the ledger."""
     return upkeep.maintain(Ledger.open(Access(store)))
+
+
+def forget(
+    store: str,
+    where: str | None,
+    *,
+    reason: str = "",
+    rewrite: bool = False,
+    apply: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Receipt:
+    """Take samples out of every later snapshot (see store/forget.py); a dry run without `apply`."""
+    access = Access(store)
+    return forget_samples(
+        access,
+        Ledger.open(access),
+        where,
+        reason=reason,
+        rewrite=rewrite,
+        dry_run=not apply,
+        progress=progress,
+    )
 
 
 def tag(store: str, name: str, *, snapshot: str | None = None, move: bool = False) -> str:

@@ -13,7 +13,7 @@ import click
 import typer
 
 import tokenmill
-from tokenmill.pipelines import cli_asking, cli_tokenizers, summary
+from tokenmill.pipelines import cli_amending, cli_asking, cli_tokenizers, summary
 from tokenmill.pipelines.progress import progress
 from tokenmill.pipelines.run import dry_run
 from tokenmill.pipelines.run import run as run_job
@@ -131,6 +131,7 @@ def init(
     print(f"wrote {path}: edit it, then `tokenmill plan {path}` and `tokenmill run {path}`")
 
 
+cli_amending.register(app)
 cli_asking.register(app)
 app.add_typer(cli_tokenizers.app, name="tokenizers")
 

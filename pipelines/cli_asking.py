@@ -113,7 +113,7 @@ def verify(
     Exit code 3 where they do not.
     """
     check_format(format)
-    with _bar("verifying") as progress:
+    with bar("verifying") as progress:
         report = asking.verify(store, share=share, pipeline=pipeline, progress=progress)
     facts = asdict(report)
     found = facts.pop("problems")
@@ -269,7 +269,7 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 @contextmanager
-def _bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
+def bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
     """A progress bar on a terminal, nothing elsewhere."""
     if not sys.stderr.isatty():
         yield None

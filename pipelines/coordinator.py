@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from tokenmill.schemas.ledger import FORGOTTEN
 from tokenmill.schemas.work import FailureClass, Task, TaskFailure, TaskResult, WorkUnit
 
 Pool = tuple[str, str]  # (pipeline, stream): each has its own workers
@@ -27,6 +28,7 @@ CONDEMNED_IN_A_ROW = 20
 REPLANS = 3
 # A pool whose workers die before they are ready, so often in a row, is not going to start.
 FAILED_STARTS = 3
+_TAKEN_OUT = (FORGOTTEN, "taken out by `tokenmill forget`")
 
 
 # ---------------------------------------------------------------------------------- events
@@ -174,6 +176,7 @@ class NewTask:
     recipe: str
     planned_seq: int  # the ledger's sequence that the plan knew
     replaces: bool = False
+    forgotten: frozenset[bytes] = frozenset()  # samples that get no tokens, unread
 
     @property
     def pool(self) -> Pool:
@@ -236,10 +239,14 @@ class Counts:
     failed: int = 0
     samples: int = 0
     tokens: int = 0
-    quarantined: int = 0
+    quarantined: int = 0  # without those that were forgotten before
     absent: int = 0
     input_faults: int = 0
     stored: int = 0  # bytes of shard files
+
+
+def _quarantined(result: TaskResult) -> int:
+    return sum(fault.reason != FORGOTTEN for fault in result.quarantined)
 
 
 class Coordinator:
@@ -442,7 +449,7 @@ class Coordinator:
         counts.finished += 1
         counts.samples += result.enumerated
         counts.tokens += result.tokens
-        counts.quarantined += len(result.quarantined)
+        counts.quarantined += _quarantined(result)
         counts.absent += result.absent
         counts.input_faults += len(result.input_faults)
         counts.stored += sum(s.size for s in result.shards)
@@ -584,7 +591,7 @@ class Coordinator:
             self.counts.finished -= 1
             self.counts.samples -= result.enumerated
             self.counts.tokens -= result.tokens
-            self.counts.quarantined -= len(result.quarantined)
+            self.counts.quarantined -= _quarantined(result)
             self.counts.absent -= result.absent
             self.counts.input_faults -= len(result.input_faults)
             self.counts.stored -= sum(s.size for s in result.shards)
@@ -696,7 +703,7 @@ class Coordinator:
             attempt=attempt,
             run=self._run,
             isolate=work.isolate,
-            condemned=dict(work.condemned),
+            condemned={**dict.fromkeys(work.new.forgotten, _TAKEN_OUT), **work.condemned},
             tolerate=work.tolerate,
         )
 
