@@ -13,7 +13,7 @@ import click
 import typer
 
 import tokenmill
-from tokenmill.pipelines import cli_asking, cli_cluster, cli_tokenizers, summary
+from tokenmill.pipelines import cli_asking, cli_cluster, cli_schedule, cli_tokenizers, summary
 from tokenmill.pipelines.progress import progress
 from tokenmill.pipelines.run import dry_run
 from tokenmill.pipelines.run import run as run_job
@@ -133,6 +133,7 @@ def init(
 
 cli_asking.register(app)
 cli_cluster.register(app)
+cli_schedule.register(app)
 app.add_typer(cli_tokenizers.app, name="tokenizers")
 
 

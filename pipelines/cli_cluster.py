@@ -38,7 +38,7 @@ CaFile = Annotated[str | None, typer.Option(help="CA certificates, for an https 
 JobId = Annotated[str, typer.Argument(metavar="ID", help="As `submit` and `jobs` show it.")]
 Output = Annotated[str, typer.Option("--format", "-f", metavar="FORMAT")]
 # Between two attempts: twice as long each time.
-FIRST_WAIT_SECONDS = 5.0
+FIRST_WAIT_SECONDS = 2.0
 
 
 def register(app: typer.Typer) -> None:

@@ -101,7 +101,7 @@ class RayJobs:
         while True:
             try:
                 if self._over(id):
-                    yield from lines.more(iter([str(self._client.get_job_logs(id))]))
+                    yield from lines.more(self._rest(id))
                     yield from lines.rest()
                     return
                 yield from lines.more(self._tail(id))
@@ -114,6 +114,14 @@ class RayJobs:
 
     def _over(self, id: str) -> bool:
         return bool(self._client.get_job_info(id).status.is_terminal())
+
+    def _rest(self, id: str) -> Iterator[str]:
+        """The whole log: a job counts as stopped a moment before its driver has said why."""
+        before, log = "", str(self._client.get_job_logs(id))
+        while log != before:
+            time.sleep(POLL_SECONDS)
+            before, log = log, str(self._client.get_job_logs(id))
+        yield log
 
     def _tail(self, id: str) -> Iterator[str]:
         """Chunks from the beginning of the log, as they come; none for a while: "".
