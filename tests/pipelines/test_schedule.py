@@ -399,7 +399,7 @@ def test_the_crontab_line_runs_one_at_a_time_and_alerts(tmp_path: Path) -> None:
     hook = "-m tokenmill.pipelines.schedule.alert mail 50% me Nightly_docs 3"
     assert (tmp_path / "log").read_text().splitlines() == [run, run, hook, run]
     lock = command.split()[4]
-    with subprocess.Popen(["flock", lock, "sleep", "30"]) as holder:
+    with subprocess.Popen(["flock", "-o", lock, "sleep", "30"]) as holder:
         while subprocess.run(["flock", "-n", lock, "true"]).returncode == 0:
             pass
         subprocess.run(["/bin/sh", "-c", command], check=True)
