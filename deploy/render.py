@@ -5,8 +5,10 @@ python deploy/render.py           # the tests compare
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+from tokenmill.pipelines.dashboard import dashboard
 from tokenmill.pipelines.schedule import install
 from tokenmill.pipelines.schedule.kubernetes import network_policy, ray_cluster, ray_job
 from tokenmill.pipelines.schedule.kubernetes_objects import Manifest, Meta, to_yaml
@@ -58,7 +60,9 @@ def rendered() -> dict[str, str]:
         "slurm/four-nodes.sbatch": many,
     }
     files |= {f"systemd/{n}": t for n, t in install.render(made, "systemd").files.items()}
-    return {name: _headed(text) for name, text in files.items()}
+    made_files = {name: _headed(text) for name, text in files.items()}
+    # JSON has no comments
+    return made_files | {"grafana/tokenmill.json": json.dumps(dashboard(), indent=2) + "\n"}
 
 
 def _headed(text: str) -> str:

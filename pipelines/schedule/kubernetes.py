@@ -116,7 +116,7 @@ def ray_cronjob(schedule: Schedule) -> Rendered:
         raise JobError(
             "a RayCronJob has no alert hook",
             why="nobody watches the RayJobs that it makes",
-            remedy="--on kubernetes, or alert on the metric tokenmill_run_ended (docs/watching.md)",
+            remedy="--on kubernetes, or alert on ray_tokenmill_runs_total (docs/watching.md)",
         )
     if schedule.missed == "catch-up":
         raise JobError(

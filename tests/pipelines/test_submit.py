@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import tokenmill
 from tests.pipelines.heads import ROOT, Head, running_head
 from tokenmill.pipelines.cli_cluster import progress_line
 from tokenmill.pipelines.cluster_auth import Auth, find_auth
+from tokenmill.pipelines.metric_names import COUNTERS, GAUGES, exported
 from tokenmill.pipelines.ray_jobs import _Lines
 from tokenmill.pipelines.submission import (
     AlreadyThere,
@@ -290,7 +292,7 @@ def test_a_job_is_submitted_once_followed_and_its_growth_is_another_submission(
 @pytest.mark.ray
 def test_a_lost_driver_is_replaced_by_the_next_attempt(head: Head, tmp_path: Path) -> None:
     """G4 through the front door: the driver is killed, `submit --follow` starts another."""
-    path = make(tmp_path, 8, slow=15)
+    path = make(tmp_path, 8, slow=30)
     following = cli(head, "submit", path, "--follow", "--id", "killed")
     os.kill(driver_of(tmp_path), signal.SIGKILL)
     said, _ = following.communicate(timeout=120)
@@ -302,7 +304,7 @@ def test_a_lost_driver_is_replaced_by_the_next_attempt(head: Head, tmp_path: Pat
 @pytest.mark.slow
 @pytest.mark.ray
 def test_a_stopped_job_commits_what_is_finished(head: Head, tmp_path: Path) -> None:
-    path = make(tmp_path, 60, slow=10)
+    path = make(tmp_path, 60, slow=50)
     answer(head, "submit", path, "--id", "stopped")
     driver_of(tmp_path)
     assert "asked stopped to stop" in answer(head, "stop", "stopped")
@@ -310,6 +312,25 @@ def test_a_stopped_job_commits_what_is_finished(head: Head, tmp_path: Path) -> N
     assert "stopped as told" in said
     assert 0 < len(list(tokenmill.open(str(tmp_path / "store")))) < 60
     assert "ended already" in answer(head, "stop", "stopped")
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_every_metric_of_ours_is_exported_while_a_run_is_at_work(
+    head: Head, tmp_path: Path
+) -> None:
+    path = make(tmp_path, 6, slow=40)
+    (tmp_path / "in" / "bad.jsonl").write_text("not json\n")
+    answer(head, "submit", path, "--id", "measured")
+    wanted = {exported(name) for name in (*COUNTERS, *GAUGES)}
+    found: set[str] = set()
+    until = time.monotonic() + 90
+    while found < wanted and time.monotonic() < until:
+        with urllib.request.urlopen(f"http://127.0.0.1:{head.metrics}/metrics") as page:
+            lines = page.read().decode().splitlines()
+        found |= {line.partition("{")[0] for line in lines if line.startswith("ray_tokenmill_")}
+        time.sleep(0.3)
+    assert wanted == found
 
 
 @pytest.mark.slow
