@@ -15,7 +15,7 @@ import pyarrow as pa
 from tokenmill.schemas.errors import JobError
 from tokenmill.schemas.identity import canonical_uri
 from tokenmill.schemas.job import nearest
-from tokenmill.store import upkeep
+from tokenmill.store import questions, upkeep
 from tokenmill.store.access import Access
 from tokenmill.store.choosing import full_hash
 from tokenmill.store.dataset import Dataset, open_store
@@ -87,6 +87,30 @@ from quarantine where {where} order by pipeline, stream, uri, row nulls first, k
 def query(store: str, sql: str, *, tag: str | None = None, snapshot: str | None = None) -> pa.Table:
     """The answer of one SELECT over the store's views (see Dataset.sql)."""
     return open_store(store, tag=tag, snapshot=snapshot, pin=False).sql(sql)
+
+
+def ask(
+    store: str,
+    name: str,
+    values: Mapping[str, str] | None = None,
+    *,
+    tag: str | None = None,
+    snapshot: str | None = None,
+) -> pa.Table:
+    """The answer of a question by its name (see store/questions)."""
+    return questions.ask(open_store(store, tag=tag, snapshot=snapshot, pin=False), name, values)
+
+
+def list_questions() -> pa.Table:
+    """question, answers, parameters: what `ask` knows."""
+    known = questions.questions().values()
+    return pa.table(
+        {
+            "question": [f"@{question.name}" for question in known],
+            "answers": [question.what for question in known],
+            "parameters": [", ".join(p.shown for p in q.parameters) for q in known],
+        }
+    )
 
 
 def ls(store: str) -> pa.Table:

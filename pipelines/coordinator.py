@@ -229,6 +229,15 @@ class PoolLimits:
     gpus: float = 0.0
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Load:
+    """One pool, for people who watch."""
+
+    queued: int
+    running: int
+    workers: int
+
+
 @dataclass(kw_only=True)
 class Counts:
     """For the progress bar and the summary."""
@@ -313,6 +322,14 @@ class Coordinator:
     @property
     def workers(self) -> int:
         return len(self._workers)
+
+    def load(self) -> dict[Pool, Load]:
+        found = {}
+        for pool, queue in self._waiting.items():
+            mine = [w for w in self._workers.values() if w.pool == pool]
+            running = sum(len(w.running) for w in mine)
+            found[pool] = Load(queued=len(queue), running=running, workers=len(mine))
+        return found
 
     @property
     def paused_for(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,7 @@ class Options:
     workers: int | None = None
     retokenize: bool = False
     lease: bool = True
+    log: str | None = None
 
 
 def load_job(path: str) -> Job:
@@ -74,7 +76,11 @@ class Session:
         self.inputs: dict[str, list[Input]] = {}
         self.facts: dict[Pool, WorkerFacts] = {}
         self.kept: dict[int, Pool] = {}
+<<<<<<< HEAD
         self.forgotten: dict[str, Mapping[bytes, frozenset[bytes]]] = {}
+=======
+        self.listing_seconds = 0.0
+>>>>>>> ops
 
     def existing_ledger(self) -> Ledger | None:
         """The store's ledger, or None where there is no store yet (a dry run creates none)."""
@@ -159,8 +165,10 @@ class Session:
                         pass
 
     def list(self) -> None:
+        began = time.monotonic()
         for name, source in self.sources.items():
             self.inputs[name] = list(source.list())
+        self.listing_seconds = time.monotonic() - began
 
     def check_fields(self) -> None:
         """A field that no input has is the job's mistake, not every sample's."""
