@@ -14,10 +14,8 @@ import click
 import typer
 
 import tokenmill
-<<<<<<< HEAD
-from tokenmill.pipelines import cli_amending, cli_asking, cli_tokenizers, summary
-=======
 from tokenmill.pipelines import (
+    cli_amending,
     cli_asking,
     cli_cluster,
     cli_schedule,
@@ -25,7 +23,6 @@ from tokenmill.pipelines import (
     cli_watch,
     summary,
 )
->>>>>>> ops
 from tokenmill.pipelines.progress import progress
 from tokenmill.pipelines.run import dry_run
 from tokenmill.pipelines.run import run as run_job

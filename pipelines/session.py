@@ -76,11 +76,8 @@ class Session:
         self.inputs: dict[str, list[Input]] = {}
         self.facts: dict[Pool, WorkerFacts] = {}
         self.kept: dict[int, Pool] = {}
-<<<<<<< HEAD
         self.forgotten: dict[str, Mapping[bytes, frozenset[bytes]]] = {}
-=======
         self.listing_seconds = 0.0
->>>>>>> ops
 
     def existing_ledger(self) -> Ledger | None:
         """The store's ledger, or None where there is no store yet (a dry run creates none)."""
