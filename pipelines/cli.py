@@ -15,6 +15,7 @@ import typer
 
 import tokenmill
 from tokenmill.pipelines import (
+    cli_amending,
     cli_asking,
     cli_cluster,
     cli_schedule,
@@ -143,6 +144,7 @@ def init(
     print(f"wrote {path}: edit it, then `tokenmill plan {path}` and `tokenmill run {path}`")
 
 
+cli_amending.register(app)
 cli_asking.register(app)
 cli_cluster.register(app)
 cli_schedule.register(app)

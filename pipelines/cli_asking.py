@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tokenmill.pipelines import asking
 from tokenmill.pipelines.tables import FORMATS, check_format, human_bytes, show
 from tokenmill.schemas.errors import CorruptStore, JobError
+from tokenmill.store.export import FILE_BYTES
 
 Store = Annotated[str, typer.Argument(metavar="STORE", help="A folder or s3://bucket/prefix.")]
 Output = Annotated[
@@ -139,7 +140,7 @@ def verify(
     Exit code 3 where they do not.
     """
     check_format(format)
-    with _bar("verifying") as progress:
+    with bar("verifying") as progress:
         report = asking.verify(store, share=share, pipeline=pipeline, progress=progress)
     facts = asdict(report)
     found = facts.pop("problems")
@@ -163,7 +164,9 @@ def verify(
 
 def export(
     store: Store,
-    to: Annotated[str, typer.Option("--to", help="parquet | webdataset")],
+    to: Annotated[
+        str, typer.Option("--to", help="parquet | webdataset | hf | mds | litdata | megatron")
+    ],
     out: Annotated[str, typer.Argument(metavar="TARGET", help="An empty folder or s3:// prefix.")],
     tag: Tag = None,
     snapshot: Snapshot = None,
@@ -178,9 +181,12 @@ def export(
     force: Annotated[
         bool, typer.Option("--force", help="Replace an earlier export in TARGET.")
     ] = False,
+    file_bytes: Annotated[
+        int, typer.Option(min=1, help="About how large one file may get (mds, litdata: 64 MiB).")
+    ] = FILE_BYTES,
     format: Output = "table",
 ) -> None:
-    """Write a snapshot's samples as Parquet files or webdataset tars."""
+    """Write a snapshot's samples in the format of another library."""
     check_format(format)
     report = asking.export(
         store,
@@ -192,6 +198,7 @@ def export(
         streams=stream,
         spaces=dict(_pair(text) for text in space or ()),
         force=force,
+        file_bytes=file_bytes,
     )
     facts = asdict(report)
     if format == "table":
@@ -296,7 +303,7 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 @contextmanager
-def _bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
+def bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
     """A progress bar on a terminal, nothing elsewhere."""
     if not sys.stderr.isatty():
         yield None

@@ -109,17 +109,35 @@ def drive(
         if asked is not None:
             events.append(asked)
         for event in events or [Tick()]:
-            pending: list[Event] = [event]
-            while pending:
-                for decision in coordinator.handle(pending.pop(0), time.monotonic()):
-                    if isinstance(decision, Finish):
-                        watch(coordinator, Running())
-                        return decision
-                    pending += _carry_out(decision, executor, committer, replan)
+            finish = turn(
+                coordinator, event, executor, committer, replan=replan, clock=time.monotonic
+            )
+            if finish is not None:
+                watch(coordinator, Running())
+                return finish
         watch(coordinator, executor.running())
         events = executor.wait(TICK_SECONDS)
         if not events and not coordinator.workers:
             time.sleep(TICK_SECONDS)  # paused with no worker left: nothing to wait on
+
+
+def turn(
+    coordinator: Coordinator,
+    event: Event,
+    executor: Executor,
+    committer: Committer,
+    *,
+    replan: Replanner,
+    clock: Callable[[], float],
+) -> Finish | None:
+    """One event and all that follows from it at once."""
+    pending: list[Event] = [event]
+    while pending:
+        for decision in coordinator.handle(pending.pop(0), clock()):
+            if isinstance(decision, Finish):
+                return decision
+            pending += _carry_out(decision, executor, committer, replan)
+    return None
 
 
 def _carry_out(

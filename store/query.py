@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 import duckdb
 import pyarrow as pa
@@ -36,6 +36,18 @@ _SETTINGS = (
     "SET enable_external_access = false",
     "SET disabled_filesystems = 'LocalFileSystem'",
     "SET lock_configuration = true",  # the last: nothing can be set after it
+)
+
+
+_SAMPLES = pa.schema(
+    [
+        ("_row", pa.int64()),
+        ("pipeline", pa.string()),
+        ("key", pa.string()),
+        ("source", pa.string()),
+        ("_id", pa.binary()),
+        ("span", pa.string()),
+    ]
 )
 
 
@@ -75,6 +87,58 @@ def run_sql(
         if relation is None:
             return pa.table({})
         return _narrowed(relation.to_arrow_table())
+
+
+class SamplePredicate:
+    """An SQL predicate over samples: pipeline, key, source, id (32 hexadecimal digits), span.
+
+    As locked down as `run_sql`. A context manager. Raises JobError where it is no predicate, when
+    entered.
+    """
+
+    def __init__(self, where: str) -> None:
+        # on a line of its own: a comment at its end must not swallow the bracket
+        self._sql = f"""
+            select _row from (
+                select _row, pipeline, key, source, lower(hex(_id)) as id, span from _samples
+            ) samples where (
+            {where}
+            ) order by _row"""
+
+    def __enter__(self) -> Self:
+        self._stack = ExitStack()
+        try:
+            self._connection = self._stack.enter_context(_connection())
+            for setting in _SETTINGS:
+                self._connection.execute(setting)
+            with _explained():
+                _check_reads(self._connection, self._sql)
+                self._connection.register("_samples", _SAMPLES.empty_table())
+                self._connection.sql(self._sql).fetchall()
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def rows(self, pipeline: str, batch: pa.RecordBatch) -> list[int]:
+        """Rows of a shard's record batch that it names."""
+        n = batch.num_rows
+        columns = {
+            "_row": pa.array(range(n), pa.int64()),
+            "pipeline": pa.repeat(pa.scalar(pipeline), n),
+            "key": batch.column("key"),
+            "source": batch.column("source").cast(pa.string()),
+            "_id": batch.column("id").cast(pa.binary()),
+            "span": batch.column("span") if "span" in batch.schema.names else None,
+        }
+        span = columns["span"] if columns["span"] is not None else pa.nulls(n, pa.string())
+        table = pa.table(list({**columns, "span": span}.values()), schema=_SAMPLES)
+        with _explained():
+            self._connection.register("_samples", table)
+            return [row for (row,) in self._connection.sql(self._sql).fetchall()]
 
 
 def memory_limit() -> int:

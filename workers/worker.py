@@ -28,6 +28,7 @@ from tokenmill.schemas.tokenizer import (
     WorkerFacts,
 )
 from tokenmill.schemas.work import FailureClass, Task, TaskFailure, TaskResult, TaskStats
+from tokenmill.store import packed
 from tokenmill.store.access import Access
 from tokenmill.store.shards import ShardWriter
 from tokenmill.workers import registry
@@ -353,6 +354,13 @@ def _output(descriptor: Descriptor, config: Stream, where: str) -> OutputSpec:
             f"{descriptor.name}'s output {output.name!r} is {output.dtype}",
             where=f"{where}.output",
             why="shards hold unsigned integer ids",
+        )
+    if config.encoding == "packed" and packed.width(output.codebook_sizes, output.dtype) is None:
+        raise TokenizerError(
+            f"ids of {descriptor.name}'s output {output.name!r} cannot be packed",
+            where=f"{where}.encoding",
+            why="it does not say how large its codebook is",
+            remedy="encoding: auto",
         )
     return output
 
