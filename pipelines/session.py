@@ -78,8 +78,8 @@ class Session:
         self.inputs: dict[str, list[Input]] = {}
         self.facts: dict[Pool, WorkerFacts] = {}
         self.kept: dict[int, Pool] = {}
-        self.listing_seconds = 0.0
         self.forgotten: dict[str, Mapping[bytes, frozenset[bytes]]] = {}
+        self.listing_seconds = 0.0
 
     def existing_ledger(self) -> Ledger | None:
         """The store's ledger, or None where there is no store yet (a dry run creates none)."""
