@@ -19,6 +19,7 @@ from tokenmill.pipelines.coordinator import (
     WorkerLost,
     WorkerReady,
 )
+from tokenmill.pipelines.estimate import Estimate
 from tokenmill.pipelines.executors import Executor, LocalExecutor
 from tokenmill.pipelines.plan import CoveredSpan, Plan, plan
 from tokenmill.schemas.errors import JobError, StoreError
@@ -43,6 +44,7 @@ class Options:
     retokenize: bool = False
     lease: bool = True
     log: str | None = None
+    estimate: Estimate | None = None  # what `plan --measure` said, to be compared with
 
 
 def load_job(path: str) -> Job:
