@@ -50,6 +50,7 @@ class ShardRow:
     ids: NDArray[Any] | None
     shape: tuple[int, ...] | None
     n_valid: int | None
+    media_valid: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,6 +140,7 @@ class ShardReader:
             span="span" in names,
             shape="shape" in names,
             n_valid="n_valid" in names,
+            media_valid="media_valid" in names,
         )
         for field in layout.schema({}):
             if names.count(field.name) != 1 or schema.field(field.name).type != field.type:
@@ -232,7 +234,9 @@ class _Batch:
         self._offsets: NDArray[np.int32] = np.asarray(lists.offsets)
         self._values: NDArray[Any] = np.asarray(lists.values)
         self._optional = {
-            n: data.column(n) for n in ("span", "shape", "n_valid") if n in data.schema.names
+            n: data.column(n)
+            for n in ("span", "shape", "n_valid", "media_valid")
+            if n in data.schema.names
         }
 
     def consistent(self) -> bool:
@@ -265,6 +269,7 @@ class _Batch:
             ids=self.ids(at),
             shape=None if shape is None else tuple(shape),
             n_valid=extra.get("n_valid"),
+            media_valid=extra.get("media_valid"),
         )
 
 

@@ -29,6 +29,7 @@ from tokenmill.schemas.tokenizer import (
 )
 from tokenmill.schemas.work import FailureClass, Task, TaskFailure, TaskResult, TaskStats
 from tokenmill.store.access import Access
+from tokenmill.store.columns import DTYPES
 from tokenmill.store.shards import ShardWriter
 from tokenmill.workers import registry
 from tokenmill.workers.child import ChildLimits, ForkServer, ForkServerGone
@@ -121,7 +122,7 @@ class StreamWorker:
             checkpoint=canonical_uri(checkpoint) if checkpoint else None,
             checkpoint_sha256=self._config.sha256
             or self._identity.provenance.get("checkpoint_sha256"),
-            config=dict(self._config.config),
+            config=dict(registry.split_variant(self._config.tokenizer, self._config.config)[1]),
             modality=self._tokenizer.descriptor.modality,
         )
 
@@ -344,11 +345,11 @@ def _output(descriptor: Descriptor, config: Stream, where: str) -> OutputSpec:
         output = descriptor.output(config.output)
     except KeyError as error:
         raise TokenizerError(str(error.args[0]), where=f"{where}.output") from None
-    if output.continuous or not output.dtype.startswith("uint"):
+    if output.dtype not in DTYPES or output.continuous != output.dtype.startswith("float"):
         raise TokenizerError(
             f"{descriptor.name}'s output {output.name!r} is {output.dtype}",
             where=f"{where}.output",
-            why="shards hold unsigned integer ids",
+            why="shards hold unsigned integer ids, or continuous latents of float16 or float32",
         )
     return output
 

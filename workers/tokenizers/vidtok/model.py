@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -55,22 +57,21 @@ class VidTok(nn.Module):
             return frames[:, :, self.variant.time_factor - 1 :]
         return frames
 
-    def decode_chunks(self, latents: Tensor, chunk: int) -> Tensor:
+    def decode_chunks(self, latents: Tensor, chunk: int) -> Iterator[Tensor]:
         """v1.1: the official streaming decode, `chunk` latents at a time with one of look-ahead.
 
         Not the same numbers as `decode`: the second upsampler's first state differs, which dies out
-        after some 20 frames (specification, section 8).
+        after some 20 frames (specification, section 8). Yields the frames of each chunk, in order.
         """
         assert self.variant.chunks
         total, f = latents.shape[2], self.variant.time_factor
-        parts, past, start, end = [], None, 0, 1
+        past, start, end = None, 0, 1
         while start < total:
             ahead = int(end < total)
             memory = Memory(past, keep=True, ahead=ahead)
             frames = self.decoder(_channels_last(latents[:, :, start : end + ahead]), memory)
-            parts.append(frames[:, :, : frames.shape[2] - f * ahead])
+            yield frames[:, :, : frames.shape[2] - f * ahead]
             past, start, end = memory.kept, end, min(end + chunk, total)
-        return torch.cat(parts, dim=2)
 
     def _in_front(self, frames: Tensor) -> Tensor:
         """Copies of the first frame in front, where the count is no multiple of f."""

@@ -21,14 +21,15 @@ class FiniteScalar:
 
     def __init__(self, levels: tuple[int, ...]) -> None:
         self.levels = levels
-        sizes = torch.tensor(levels, dtype=torch.float64)
+        # on the CPU, also while a model is built without storage
+        sizes = torch.tensor(levels, dtype=torch.float64, device="cpu")
         half = (sizes - 1) * (1 + EPS) / 2
-        offset = torch.where(sizes % 2 == 0, 0.5, 0.0).double()
+        offset = (sizes % 2 == 0) * 0.5
         self._half, self._offset = half.float(), offset.float()
         self._shift = torch.atanh(offset / half).float()
-        self._width = torch.tensor([n // 2 for n in levels])
+        self._width = torch.tensor([n // 2 for n in levels], device="cpu")
         basis = [math.prod(levels[:i]) for i in range(len(levels))]
-        self._basis = torch.tensor(basis, dtype=torch.int64)
+        self._basis = torch.tensor(basis, dtype=torch.int64, device="cpu")
 
     def bound(self, z: Tensor) -> Tensor:
         """float32, channels at axis 1: within half a step of what rounding can give."""

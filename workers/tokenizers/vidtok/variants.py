@@ -122,4 +122,9 @@ def _variants() -> dict[str, Variant]:
     return made
 
 
-VARIANTS: Mapping[str, Variant] = _variants()
+PUBLISHED: Mapping[str, Variant] = _variants()
+# Ours, for trying things out: the default's arithmetic and vocabulary, narrow, one block a level.
+STARTER = Variant(
+    name="starter", arithmetic="causal-1.1", z_channels=5, levels=(8,) * 5, ch=12, blocks=1
+)
+VARIANTS: Mapping[str, Variant] = {**PUBLISHED, STARTER.name: STARTER}

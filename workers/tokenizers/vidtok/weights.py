@@ -24,13 +24,14 @@ from torch import Tensor
 from tokenmill.schemas.errors import TokenizerError
 from tokenmill.schemas.identity import canonical_json
 from tokenmill.workers.tokenizers.vidtok.model import VidTok
-from tokenmill.workers.tokenizers.vidtok.variants import VARIANTS, Variant
+from tokenmill.workers.tokenizers.vidtok.variants import PUBLISHED, Variant
 
 METADATA = "tokenmill.vidtok"  # JSON in the header of a safetensors file: which variant it is
 _OURS = ("encoder.", "decoder.")
 _DROPPED = ("loss.", "model_ema.", "regularization.")
 _WIDTH = ("encoder.conv_in.conv.bias", "encoder.conv_in.bias")  # causal, non-causal
-_KNOWN_NAME = re.compile("|".join(sorted(VARIANTS, key=len, reverse=True)))
+# The official files are `vidtok_NAME.ckpt`; the longest name first, so that `_v1_1` is not lost.
+_OFFICIAL = re.compile(f"vidtok_({'|'.join(sorted(PUBLISHED, key=len, reverse=True))})")
 
 
 def load_model(path: Path, where: str, variant: Variant) -> VidTok:
@@ -130,8 +131,8 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
 
 def _check_name(where: str, told: str | None, variant: Variant) -> None:
     """A file that names its variant, inside or by its name, must name the configured one."""
-    named = _KNOWN_NAME.search(where.rpartition("/")[2])
-    claimed = told or (named.group() if named else None)
+    named = _OFFICIAL.search(where.rpartition("/")[2])
+    claimed = told or (named[1] if named else None)
     if claimed is not None and claimed != variant.name:
         raise TokenizerError(
             "the checkpoint is another variant than the job's",
