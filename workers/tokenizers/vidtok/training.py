@@ -49,11 +49,11 @@ class FitSettings:
     ch: int = 12
     minutes: float = 30.0
     steps: int = 1_000_000
-    frames: int = 9
-    crop: int = 48
+    frames: int = 5
+    crop: int = 32
     side: int = 144
-    batch: int = 2
-    rate: float = 1.5e-3
+    batch: int = 4
+    rate: float = 2e-3
     held_out: int = 1
     seed: int = 0
     threads: int = 1
@@ -168,7 +168,7 @@ def _train(model: VidTok, videos: list[Video], settings: FitSettings) -> int:
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.rate, weight_decay=1e-4)
     weights = np.array([len(v) for v in videos], float)
     until = time.monotonic() + settings.minutes * 60
-    step, began = 0, time.monotonic()
+    step, began, recent = 0, time.monotonic(), list[float]()
     while step < settings.steps and time.monotonic() < until:
         done = max(step / settings.steps, (time.monotonic() - began) / (until - began))
         warm = min(1.0, (step + 1) / 50)
@@ -177,15 +177,22 @@ def _train(model: VidTok, videos: list[Video], settings: FitSettings) -> int:
                 settings.rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
             )
         clips = _batch(videos, weights / weights.sum(), settings, rng)
-        difference = _reconstructed(model, clips) - clips
-        loss = difference.abs().mean() + 2 * difference.square().mean()
+        latent = model.encode(clips)
+        difference = _reconstructed(model, latent, clips.shape[2]) - clips
+        # beyond 2 every level is reached and tanh has no slope left to come back by
+        beyond = (latent.abs() - 2).relu().square().mean()
+        loss = difference.abs().mean() + 2 * difference.square().mean() + 0.05 * beyond
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         step += 1
+        recent.append(difference.detach().abs().mean().item())
         if step % 100 == 0:
-            _LOG.info("step %d, loss %.4f, %.0f %% of the time", step, loss.item(), 100 * done)
+            _LOG.info(
+                "step %d, loss %.4f, %.0f %% of the time", step, sum(recent) / 100, 100 * done
+            )
+            recent.clear()
     return step
 
 
@@ -210,10 +217,10 @@ def _tensor(clips: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(clips)).permute(0, 4, 1, 2, 3) / 127.5 - 1
 
 
-def _reconstructed(model: VidTok, clips: Tensor) -> Tensor:
+def _reconstructed(model: VidTok, latent: Tensor, frames: int) -> Tensor:
     assert model.quantizer is not None
-    codes = straight_through(model.quantizer, model.encode(clips))
-    return model.decoder(codes, Memory())[:, :, -clips.shape[2] :]  # type: ignore[no-any-return]
+    codes = straight_through(model.quantizer, latent)
+    return model.decoder(codes, Memory())[:, :, -frames:]  # type: ignore[no-any-return]
 
 
 def straight_through(quantizer: FiniteScalar, latent: Tensor) -> Tensor:
