@@ -11,12 +11,12 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tokenmill.schemas.errors import JobError, TokenizerError
 from tokenmill.schemas.identity import canonical_uri
-from tokenmill.schemas.job import Job, Stream, nearest
+from tokenmill.schemas.job import Job, Source, Stream, nearest
 from tokenmill.schemas.shard import ShardMeta, order_hash
 from tokenmill.schemas.tokenizer import (
     Checkpoint,
@@ -24,6 +24,7 @@ from tokenmill.schemas.tokenizer import (
     FlatTokenizer,
     OutputSpec,
     Tokenizer,
+    TokenizerIdentity,
     UnitChecker,
     WorkerFacts,
 )
@@ -36,6 +37,7 @@ from tokenmill.workers.child import ChildLimits, ForkServer, ForkServerGone
 from tokenmill.workers.encode import Gate, Restart, Stopped, TaskRun, encode_flat
 from tokenmill.workers.faults import SystematicFault, task_failure
 from tokenmill.workers.inflight import InFlightPage
+from tokenmill.workers.media.video import reader_family, reader_versions
 from tokenmill.workers.reading import UnitReader
 from tokenmill.workers.rows import RowSink, SharedStorms
 from tokenmill.workers.sources import open_source
@@ -87,7 +89,7 @@ class StreamWorker:
         self._check_policy(job, descriptor)
         self._output = _output(descriptor, self._config, self._where)
         self._fields = _fields(descriptor, self._config, self._where)
-        self._identity = self._tokenizer.identity()
+        self._identity = _identified(self._tokenizer.identity(), config.source)
         self._source = open_source(config.source)
         self._access = Access(job.store)
         resources = job.resources.get(stream)
@@ -292,6 +294,25 @@ class StreamWorker:
             encoding=self._config.encoding,
             sources=[span.input.uri for span in task.unit.spans],
         )
+
+
+def _identified(identity: TokenizerIdentity, source: Source) -> TokenizerIdentity:
+    """What the source does to media before a tokenizer sees them is part of the recipe.
+
+    Raises TokenizerError where the library that does it is not installed.
+    """
+    if source.clips is None:
+        return identity
+    try:
+        family = reader_family(source.clips.reader)
+    except ImportError as error:
+        raise TokenizerError("clips cannot be cut here", why=str(error)) from None
+    parts = {"clips": source.clips.model_dump(mode="json"), "clips_decoder": family}
+    return replace(
+        identity,
+        parts={**identity.parts, **parts},
+        provenance={**reader_versions(), **identity.provenance},
+    )
 
 
 def _failure(task: Task, kind: FailureClass, message: str) -> TaskFailure:

@@ -32,4 +32,4 @@ def resample(frames: Iterator[Frame], fps: float | None, last_step: float) -> It
 
 
 def _at(frame: Frame, time: float) -> Frame:
-    return Frame(time, frame.rgb, frame.key)
+    return Frame(time, frame.rgb, frame.group)

@@ -38,7 +38,8 @@ class VideoFacts:
     """What a file says of its first moving picture. width and height are those of upright frames.
 
     rotation: quarter turns counter-clockwise, already applied to frames. fps: average, 0 unknown.
-    duration: seconds declared, 0 unknown. colour: range and matrix as FFmpeg numbers them.
+    duration: seconds declared, 0 unknown; start: seconds of the first frame on the container's
+    own clock. colour: range and matrix as FFmpeg numbers them.
     """
 
     container: str
@@ -51,6 +52,7 @@ class VideoFacts:
     rotation: int
     fps: float
     duration: float
+    start: float
     audio: bool
     reader: str = "pyav"
 
@@ -59,12 +61,12 @@ class VideoFacts:
 class Frame:
     """One frame: seconds since the first one, and how to get uint8[H, W, 3] of it.
 
-    key: starts a group that can be decoded alone; PyAV says so, decord never does.
+    group: how many key frames came before it or are it; decord counts none.
     """
 
     time: float
     rgb: Callable[[], NDArray[np.uint8]]
-    key: bool = False
+    group: int = 0
 
 
 Media = bytes | Path

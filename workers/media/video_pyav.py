@@ -95,6 +95,7 @@ class PyavVideo:
             rotation=turned,
             fps=float(rate) if rate else 0.0,
             duration=self._duration(),
+            start=float(frame.time or 0.0),
             audio=bool(self._container.streams.audio),
         )
 
@@ -110,7 +111,7 @@ class PyavVideo:
     def frames(self) -> Iterator[Frame]:
         step = 1 / self.facts.fps if self.facts.fps else 1 / 25
         by_order = self.facts.container in _DECODING_ORDER
-        first, last = None, -step
+        first, last, group = None, -step, 0
         for frame in self._all():
             time = self._order.popleft() if self._order else None
             if not by_order:
@@ -121,7 +122,8 @@ class PyavVideo:
             if time is None or time <= last:  # none, or not after the frame before
                 time = last + step
             last = time
-            yield Frame(time, partial(self._rgb, frame), bool(frame.key_frame))
+            group += bool(frame.key_frame)
+            yield Frame(time, partial(self._rgb, frame), group)
 
     def _all(self) -> Iterator[VideoFrame]:
         first, self._first = self._first, None  # type: ignore[assignment]
