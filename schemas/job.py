@@ -109,8 +109,9 @@ class Stream(_Model):
     """The tokenizer's own settings; part of the recipe."""
     required: bool = False
     """A sample without the field is quarantined (true) or `absent` (false)."""
-    encoding: Literal["auto", "plain", "zstd"] = "auto"
-    """How ids lie in shards; auto measures the first block."""
+    encoding: Literal["auto", "plain", "zstd", "packed"] = "auto"
+    """How ids lie in shards; auto measures the first block, once per recipe. packed: as many bits
+    per id as the codebook needs."""
     runtime_env: dict[str, Any] = {}
     """Ray runtime environment of this stream's workers."""
 

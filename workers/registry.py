@@ -19,6 +19,7 @@ GROUP = "tokenmill.tokenizers"
 BUILT_IN: Mapping[str, str] = {
     "bpe": "tokenmill.workers.tokenizers.bpe:BpeTokenizer",
     "vidtok": "tokenmill.workers.tokenizers.vidtok.tokenizer:VidTokTokenizer",
+    "bpe-image": "tokenmill.workers.tokenizers.bpe_image.tokenizer:BpeImageTokenizer",
 }
 
 

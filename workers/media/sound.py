@@ -26,7 +26,7 @@ class SpanSound:
             str(media) if isinstance(media, Path) else io.BytesIO(media), metadata_errors="replace"
         )
         self._stream: Any = self._container.streams.audio[0]
-        self._stream.thread_type = "NONE"
+        self._stream.codec_context.thread_type = "NONE"
         self.rate = int(self._stream.codec_context.sample_rate)
         self._start = start
         self._chunks = self._decoded()
