@@ -134,6 +134,7 @@ class ShardReader:
             span="span" in names,
             shape="shape" in names,
             n_valid="n_valid" in names,
+            media_valid="media_valid" in names,
             bits=self._packed_bits(schema),
         )
 
