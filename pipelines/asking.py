@@ -15,12 +15,14 @@ import pyarrow as pa
 from tokenmill.schemas.errors import JobError
 from tokenmill.schemas.identity import canonical_uri
 from tokenmill.schemas.job import nearest
-from tokenmill.store import upkeep
+from tokenmill.store import questions, upkeep
 from tokenmill.store.access import Access
 from tokenmill.store.choosing import full_hash
 from tokenmill.store.dataset import Dataset, open_store
 from tokenmill.store.export import FILE_BYTES, Exported
 from tokenmill.store.export import export as export_samples
+from tokenmill.store.forget import Receipt
+from tokenmill.store.forget import forget as forget_samples
 from tokenmill.store.ledger import GRACE_SECONDS, Ledger
 from tokenmill.store.shards import ShardReader, content_hash
 from tokenmill.store.snapshot import tags as tags_of
@@ -85,6 +87,30 @@ from quarantine where {where} order by pipeline, stream, uri, row nulls first, k
 def query(store: str, sql: str, *, tag: str | None = None, snapshot: str | None = None) -> pa.Table:
     """The answer of one SELECT over the store's views (see Dataset.sql)."""
     return open_store(store, tag=tag, snapshot=snapshot, pin=False).sql(sql)
+
+
+def ask(
+    store: str,
+    name: str,
+    values: Mapping[str, str] | None = None,
+    *,
+    tag: str | None = None,
+    snapshot: str | None = None,
+) -> pa.Table:
+    """The answer of a question by its name (see store/questions)."""
+    return questions.ask(open_store(store, tag=tag, snapshot=snapshot, pin=False), name, values)
+
+
+def list_questions() -> pa.Table:
+    """question, answers, parameters: what `ask` knows."""
+    known = questions.questions().values()
+    return pa.table(
+        {
+            "question": [f"@{question.name}" for question in known],
+            "answers": [question.what for question in known],
+            "parameters": [", ".join(p.shown for p in q.parameters) for q in known],
+        }
+    )
 
 
 def ls(store: str) -> pa.Table:
@@ -240,6 +266,28 @@ def duration(text: str) -> float:
 def maintain(store: str) -> MaintainReport:
     """Compact the ledger."""
     return upkeep.maintain(Ledger.open(Access(store)))
+
+
+def forget(
+    store: str,
+    where: str | None,
+    *,
+    reason: str = "",
+    rewrite: bool = False,
+    apply: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Receipt:
+    """Take samples out of every later snapshot (see store/forget.py); a dry run without `apply`."""
+    access = Access(store)
+    return forget_samples(
+        access,
+        Ledger.open(access),
+        where,
+        reason=reason,
+        rewrite=rewrite,
+        dry_run=not apply,
+        progress=progress,
+    )
 
 
 def tag(store: str, name: str, *, snapshot: str | None = None, move: bool = False) -> str:

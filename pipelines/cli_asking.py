@@ -36,20 +36,47 @@ def register(app: typer.Typer) -> None:
 
 
 def query(
-    store: Store,
-    sql: Annotated[str, typer.Argument(metavar="SQL", help="One SELECT; - reads it from stdin.")],
+    store: Annotated[
+        str | None, typer.Argument(metavar="STORE", help="A folder or s3://bucket/prefix.")
+    ] = None,
+    sql: Annotated[
+        str | None,
+        typer.Argument(metavar="SQL|@NAME", help="One SELECT (- reads it from stdin), or @NAME."),
+    ] = None,
+    questions: Annotated[
+        bool, typer.Option("--questions", help="List the questions that have names.")
+    ] = False,
+    given: Annotated[
+        list[str] | None,
+        typer.Option("--with", "-w", metavar="NAME=VALUE", help="A parameter of the question."),
+    ] = None,
     format: Output = "table",
     tag: Tag = None,
     snapshot: Snapshot = None,
 ) -> None:
-    """Ask a store in SQL.
+    """Ask a store in SQL, or a question by its name: `query STORE @tokens-by-day`.
 
     Views: shards, inputs, quarantine, quarantine_history, runs, tokenizers;
     "describe shards" lists the columns of one.
     """
     check_format(format)
-    text = sys.stdin.read() if sql == "-" else sql
-    show(asking.query(store, text, tag=tag, snapshot=snapshot), format)
+    if questions:
+        show(asking.list_questions(), format)
+        return
+    if store is None or sql is None:
+        raise JobError(
+            "query needs a store and a question",
+            remedy='tokenmill query STORE "select …", or @NAME: --questions lists the names',
+        )
+    if sql.startswith("@"):
+        values = dict(_parameter(text) for text in given or ())
+        answer = asking.ask(store, sql[1:], values, tag=tag, snapshot=snapshot)
+    elif given:
+        raise JobError("--with belongs to a question with a name", remedy="query STORE @NAME")
+    else:
+        text = sys.stdin.read() if sql == "-" else sql
+        answer = asking.query(store, text, tag=tag, snapshot=snapshot)
+    show(answer, format)
 
 
 def ls(
@@ -113,7 +140,7 @@ def verify(
     Exit code 3 where they do not.
     """
     check_format(format)
-    with _bar("verifying") as progress:
+    with bar("verifying") as progress:
         report = asking.verify(store, share=share, pipeline=pipeline, progress=progress)
     facts = asdict(report)
     found = facts.pop("problems")
@@ -261,6 +288,13 @@ def _for_people(streams: pa.Table) -> pa.Table:
     )
 
 
+def _parameter(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise JobError(f"--with {text!r} is not NAME=VALUE", remedy="--with timezone=Europe/Zurich")
+    return name, value
+
+
 def _pair(text: str) -> tuple[str, str]:
     stream, equals, space = text.partition("=")
     if not equals or not stream or not space:
@@ -269,7 +303,7 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 @contextmanager
-def _bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
+def bar(what: str) -> Iterator[Callable[[int, int], None] | None]:
     """A progress bar on a terminal, nothing elsewhere."""
     if not sys.stderr.isatty():
         yield None

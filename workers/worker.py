@@ -33,6 +33,7 @@ from tokenmill.store.access import Access
 from tokenmill.store.shards import ShardWriter
 from tokenmill.workers import registry
 from tokenmill.workers.child import ChildLimits, ForkServer, ForkServerGone
+from tokenmill.workers.device import peak_gpu_bytes
 from tokenmill.workers.encode import Gate, Restart, Stopped, TaskRun, encode_flat
 from tokenmill.workers.faults import SystematicFault, task_failure
 from tokenmill.workers.inflight import InFlightPage
@@ -226,6 +227,9 @@ class StreamWorker:
                 wait=run.wait,
                 wall=time.perf_counter() - run.began,
                 bytes_read=reader.bytes_read,
+                batches=run.batches,
+                filled=run.filled,
+                gpu_bytes=peak_gpu_bytes(),
             ),
             notes=notes,
         )
