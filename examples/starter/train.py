@@ -1,7 +1,7 @@
 """Trains the image starter and writes it, with its model card, into the package.
 
     python examples/starter/pictures.py examples/starter/pictures
-    python examples/starter/train.py [MINUTES]      # default 60; one core, or a GPU where there is one
+    python examples/starter/train.py [MINUTES]   # 60; on one core, or a GPU
 
 The same as `tokenmill fit bpe-image --job examples/starter/job.yaml --out … --set minutes=…`, and
 the card from the lineage that it returns.
