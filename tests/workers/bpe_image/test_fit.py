@@ -21,7 +21,7 @@ from tokenmill.workers.tokenizers.bpe_image.fit import FitSettings, fit
 from tokenmill.workers.tokenizers.bpe_image.pictures import Bounds
 
 TINY = {
-    "codes": 32, "dim": 8, "widths": [32, 96], "decoder_widths": [96, 96], "size": 32, "crop": 16,
+    "codes": 32, "dim": 8, "widths": [32, 96], "decoder_widths": [96, 32], "size": 32, "crop": 16,
     "batch": 4, "minutes": 10, "patches": 4000, "held_out": 0.4, "bar_patches": 500,
 }  # fmt: skip
 
@@ -119,6 +119,7 @@ def test_the_bar_is_exact_where_it_can_be():
     [
         ({"widths": [30, 96]}, "multiples of 32"),
         ({"widths": [32, 64]}, "96 as the last one"),
+        ({"decoder_widths": [96, 96]}, "another beside it"),
         ({"decoder_widths": [32, 96]}, "96 as the first one"),
         ({"widths": [96]}, "two to six"),
         ({"decoder_widths": [96, 32, 32]}, "as many as"),

@@ -95,11 +95,14 @@ class FitSettings:
         if len({len(widths) for widths in lists.values()}) > 1:
             raise bad("decoder_widths", lists["decoder_widths"], "as many as `widths`", where)
         settings = cls(**{**config, **lists})
-        for key, width in (("widths", settings.widths[-1]),
-                           ("decoder_widths", settings.decoder_widths[0])):  # fmt: skip
-            if width != LAST_WIDTH:
+        for key, (width, beside) in (
+            ("widths", settings.widths[:-3:-1]),
+            ("decoder_widths", settings.decoder_widths[:2]),
+        ):
+            if width != LAST_WIDTH or beside == LAST_WIDTH:
                 end = "last" if key == "widths" else "first"
-                raise bad(key, lists[key], f"{LAST_WIDTH} as the {end} one", where)
+                wanted = f"{LAST_WIDTH} as the {end} one and another beside it"
+                raise bad(key, lists[key], wanted, where)
         if settings.dim > settings.decoder_widths[-1]:
             raise bad("dim", settings.dim, "no more than the decoder's lowest width", where)
         for key in ("size", "crop"):
