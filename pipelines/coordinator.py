@@ -548,6 +548,11 @@ class Coordinator:
                 self._asked = Replan(pipeline=pipeline, uris=tuple(sorted(held.uris)))
                 yield self._asked
 
+    def _held_up(self) -> bool:
+        """Whether a plan waits for the commit of what is finished."""
+        blockers = (n for held in self._held.values() for n in held.blockers)
+        return any(n in self._work and self._work[n].state == "done" for n in blockers)
+
     def _drop(self, names: Sequence[Name]) -> None:
         gone = set(names)
         for pool in {self._work.pop(name).new.pool for name in names}:
@@ -662,7 +667,7 @@ class Coordinator:
             return
         due = (
             self._stop is not None
-            or bool(self._held)  # they wait for what is finished there
+            or self._held_up()
             or waiting >= COMMIT_UNITS
             or (self._oldest_done is not None and now - self._oldest_done >= COMMIT_SECONDS)
             or not any(w.state in ("waiting", "running") for w in self._work.values())
