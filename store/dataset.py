@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -90,18 +90,18 @@ class Dataset:
         access: Access,
         snapshot: Snapshot,
         *,
-        files: tuple[FileRows, ...] | None = None,
+        table: pa.Table | None = None,
         decoder: Decoder | None = None,
     ) -> None:
         self._access = access
         self._snapshot = snapshot
-        self._files = _files(snapshot.table) if files is None else files
+        self._table = snapshot.table if table is None else table
         self._decoder = decoder
         self._joins: dict[tuple[str, frozenset[str]], Join] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {k: v for k, v in self.__dict__.items() if k not in ("_ledger", "_decoders")}
-        return {**state, "_joins": {}}
+        made = ("_ledger", "_decoders", "_files")
+        return {**{k: v for k, v in self.__dict__.items() if k not in made}, "_joins": {}}
 
     # -- what is there ----------------------------------------------------------------------
 
@@ -116,21 +116,25 @@ class Dataset:
 
     @cached_property
     def pipelines(self) -> tuple[str, ...]:
-        return tuple(sorted({f.pipeline for f in self._files}))
+        return tuple(sorted(pc.unique(self._table["pipeline"]).to_pylist()))
 
     @cached_property
     def streams(self) -> tuple[str, ...]:
-        return tuple(sorted({f.stream for f in self._files}))
+        return tuple(sorted(pc.unique(self._table["stream"]).to_pylist()))
 
     @cached_property
     def spaces(self) -> Mapping[str, tuple[str, ...]]:
         """Stream -> its spaces; more than one cannot be read together."""
-        return _distinct(self._files, lambda f: f.space)
+        return _distinct(self._table, "space")
 
     @cached_property
     def recipes(self) -> Mapping[str, tuple[str, ...]]:
         """Stream -> its recipes; several of one space are read, with a warning."""
-        return _distinct(self._files, lambda f: f.recipe)
+        return _distinct(self._table, "recipe")
+
+    @cached_property
+    def _files(self) -> tuple[FileRows, ...]:
+        return _files(self._table)  # an object per shard: not before somebody reads rows
 
     def __repr__(self) -> str:
         return (
@@ -154,19 +158,14 @@ class Dataset:
     ) -> Dataset:
         """The same snapshot, one pipeline or some streams of it. Raises JobError for unknown
         names."""
-        files = self._files
+        table = self._table
         if pipeline is not None:
             _check_known("pipeline", [pipeline], self.pipelines, self.uri)
-            files = tuple(f for f in files if f.pipeline == pipeline)
+            table = table.filter(pc.equal(table["pipeline"], pipeline))
         if streams is not None:
-            wanted = self._wanted(streams)
-            files = tuple(f for f in files if f.stream in wanted)
-        return Dataset(
-            self._access,
-            self._snapshot,
-            files=files,
-            decoder=self._decoder,
-        )
+            wanted = pa.array(sorted(self._wanted(streams)), pa.string())
+            table = table.filter(pc.is_in(table["stream"], value_set=wanted))
+        return Dataset(self._access, self._snapshot, table=table, decoder=self._decoder)
 
     def require_space(self, stream: str, space: str) -> None:
         """Refuse to go on unless every token of `stream` is of `space` (64 hex digits, or their
@@ -296,9 +295,7 @@ class Dataset:
 
     def snapshot_table(self) -> pa.Table:
         """The rows of the snapshot that this dataset selects."""
-        chosen = pa.array(sorted({f.path for f in self._files}), pa.string())
-        table = self._snapshot.table
-        return table.filter(pc.is_in(table["path"], value_set=chosen))
+        return self._table
 
     def cells(self) -> pa.Table:
         """The valid cells now, in CELLS_SCHEMA."""
@@ -366,12 +363,10 @@ def _warn_of_mix(uri: str, stream: str, recipes: Collection[str]) -> None:
     )
 
 
-def _distinct(
-    files: Iterable[FileRows], what: Callable[[FileRows], str]
-) -> dict[str, tuple[str, ...]]:
+def _distinct(table: pa.Table, what: str) -> dict[str, tuple[str, ...]]:
     found: dict[str, set[str]] = {}
-    for file in files:
-        found.setdefault(file.stream, set()).add(what(file))
+    for pair in table.select(["stream", what]).group_by(["stream", what]).aggregate([]).to_pylist():
+        found.setdefault(pair["stream"], set()).add(pair[what])
     return {stream: tuple(sorted(values)) for stream, values in sorted(found.items())}
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from types import TracebackType
@@ -74,7 +74,14 @@ class ShardReader:
     rows: int
     batch_rows: int
 
-    def __init__(self, access: Access, path: str, *, cache: LocalCache | None = None) -> None:
+    def __init__(
+        self,
+        access: Access,
+        path: str,
+        *,
+        cache: LocalCache | None = None,
+        columns: Sequence[str] | None = None,
+    ) -> None:
         self.where = access.full(path)
         self._held: OrderedDict[int, _Batch] = OrderedDict()
         with self._reading():
@@ -83,6 +90,8 @@ class ShardReader:
             with self._reading():
                 self._reader = pa.ipc.open_file(self._source, options=_OPTIONS)
                 self._read_head()
+                if columns is not None:
+                    self._narrow(columns)
         except BaseException:
             self._source.close()
             raise
@@ -98,6 +107,21 @@ class ShardReader:
         self.batch_count: int = count
         last = self._get(count - 1).data.num_rows if count else 0
         self.rows = max(0, count - 1) * self.batch_rows + last
+
+    def _narrow(self, columns: Sequence[str]) -> None:
+        """Read only these columns from here on, `ids` and `verdict` among them: the others are
+        neither decompressed nor checked."""
+        names = self._reader.schema.names
+        options = pa.ipc.IpcReadOptions(
+            use_threads=False, included_fields=[names.index(c) for c in columns if c in names]
+        )
+        self._reader = pa.ipc.open_file(self._source, options=options)
+        self._held.clear()
+
+    @property
+    def region(self) -> pa.Buffer | None:
+        """The mapped file, None for a remote one: ids of plain batches are views into it."""
+        return self._map
 
     def _check_version(self, metadata: dict[bytes, bytes]) -> None:
         if META_FORMAT not in metadata:

@@ -41,7 +41,7 @@ def mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 def permuted_rows(rows: NDArray[np.int64], n: int, key: bytes) -> NDArray[np.int64]:
     """For each row number its own permutation of 0 … n - 1: int64[len(rows), n]."""
-    base = np.frombuffer(key, "<u8")[0]
-    counters = rows.astype(np.uint64)[:, None] * np.uint64(n) + np.arange(n, dtype=np.uint64)
+    base = np.uint64(int.from_bytes(key[:8], "little"))
+    counters = np.add.outer(rows.astype(np.uint64) * np.uint64(n), np.arange(n, dtype=np.uint64))
     keys = mixed(mixed(counters) ^ base)
     return np.argsort(keys, axis=1, kind="stable").astype(np.int64, copy=False)
