@@ -84,6 +84,7 @@ class ShardReader:
     ) -> None:
         self.where = access.full(path)
         self._held: OrderedDict[int, _Batch] = OrderedDict()
+        self._columns: list[str] | None = None
         with self._reading():
             self._source, self._map = _open(access, path, cache)
         try:
@@ -112,11 +113,14 @@ class ShardReader:
         """Read only these columns from here on, `ids` and `verdict` among them: the others are
         neither decompressed nor checked."""
         names = self._reader.schema.names
-        options = pa.ipc.IpcReadOptions(
-            use_threads=False, included_fields=[names.index(c) for c in columns if c in names]
-        )
-        self._reader = pa.ipc.open_file(self._source, options=options)
+        self._columns = [name for name in columns if name in names]
+        held = self._held.values()
+        mapped = self._map is not None and all(b.empty or b.lies_in(self._map) for b in held)
         self._held.clear()
+        if not mapped:  # of a plain mapped file, pyarrow would copy what is included
+            fields_ = [names.index(name) for name in self._columns]
+            options = pa.ipc.IpcReadOptions(use_threads=False, included_fields=fields_)
+            self._reader = pa.ipc.open_file(self._source, options=options)
 
     @property
     def region(self) -> pa.Buffer | None:
@@ -192,6 +196,8 @@ class ShardReader:
             return held
         with self._reading():
             data = self._reader.get_batch(index)
+            if self._columns is not None:
+                data = data.select(self._columns)
             data.validate(full=True)  # offsets and indices of a stranger's file may point anywhere
         full = index < self.batch_count - 1
         if data.num_rows > self.batch_rows or (full and data.num_rows < self.batch_rows):
@@ -264,6 +270,10 @@ class _Batch:
         return bool(np.array_equal(verdicts == Verdict.TOKENS, self._valid)) and bool(
             len(verdicts) == 0 or verdicts.max() <= max(Verdict)
         )
+
+    @property
+    def empty(self) -> bool:
+        return not len(self._values)
 
     def lies_in(self, region: pa.Buffer | None) -> bool:
         """Whether the ids are a view into the mapped file, not decompressed or downloaded."""
