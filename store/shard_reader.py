@@ -216,6 +216,17 @@ class ShardReader:
             raise IndexError(f"batch {index} of {self.batch_count}")
         return self._get(index).data
 
+    def unchecked(self) -> Iterator[pa.RecordBatch]:
+        """All record batches as they lie in the file, buffers of the right size and nothing more:
+        offsets may point anywhere. For readers that check all batches of a shard at once."""
+        for index in range(self.batch_count):
+            with self._reading():
+                data = self._reader.get_batch(index)
+                if self._columns is not None:
+                    data = data.select(self._columns)
+                data.validate()
+            yield data
+
     def batches(self) -> Iterator[pa.RecordBatch]:
         """All record batches in order."""
         for index in range(self.batch_count):

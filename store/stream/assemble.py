@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from tokenmill.store.stream.layout import StreamLayout, flattened
@@ -19,6 +18,7 @@ from tokenmill.store.stream.opened import Block, Fragments, Ints
 # Below this mean length an index per token (about 4 ns each) beats a copy per run (about 400 ns).
 _LONG_RUN = 96
 _EVEN_RUN = 1 << 16
+_GATHER_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -86,25 +86,19 @@ def _write_ids(
     first = np.maximum(low - before, 0)
     last = np.minimum(high - before, kept)
     dest = part.dest + first + before - low
-    span = block.span_of(samples)
-    for number in np.unique(span).tolist():
-        mine = np.flatnonzero((span == number) & (last > first))
-        values = block.values(number, stream)
-        starts = block.starts[samples[mine], stream]
-        if part.layout.plain:
-            count = (last - first)[mine]
-            _gather(out, width, values, starts + first[mine], count, dest[mine], part.layout.offset)
-        else:
-            shapes = block.spans[number].shapes[stream]
-            local = samples[mine] - block.edges[number]
-            table = (
-                np.stack([block.raw[samples[mine], stream]], axis=1)
-                if shapes is None
-                else shapes[local]
-            )
-            _gather_flattened(
-                out, values, starts, first[mine], last[mine], dest[mine], part.layout, table
-            )
+    mine = np.flatnonzero(last > first)
+    samples, first, last, dest = samples[mine], first[mine], last[mine], dest[mine]
+    if not len(mine):
+        return
+    values, starts = block.values[stream], block.starts[samples, stream]
+    if part.layout.plain:
+        _gather(out, width, values, starts + first, last - first, dest, part.layout.offset)
+        return
+    if part.layout.shaped:
+        shapes = block.shapes(samples, stream)
+    else:
+        shapes = block.raw[samples, stream][:, None]
+    _gather_flattened(out, values, starts, first, last, dest, part.layout, shapes)
 
 
 def _gather(
@@ -116,9 +110,7 @@ def _gather(
     dest: Ints,
     offset: int,
 ) -> None:
-    """out[dest + i] = values[starts + i] + offset for i < counts, run by run."""
-    if not len(counts):
-        return
+    """out[dest + i] = values[starts + i] + offset for i < counts, run by run; one at least."""
     count = int(counts[0])
     if len(counts) > 2 and count <= _EVEN_RUN and bool((counts == count).all()):
         _gather_even(out, width, values, starts, count, dest, offset)
@@ -152,15 +144,28 @@ def _gather_even(
     offset: int,
 ) -> None:
     size = values.itemsize
-    shape = (len(values) - count + 1, count)
-    found = as_strided(values, shape, (size, size), writeable=False)[starts]
-    if offset:
-        found = found.astype(out.dtype, copy=False) + offset
+    # rows as single items of many bytes: numpy copies each with one memcpy
+    row_type = np.dtype((np.void, count * size))
+    rows = np.ndarray((len(values) - count + 1,), row_type, values, strides=(size,))
     row, column = np.divmod(dest, width)
-    if count + int(column[0]) <= width and bool((column == column[0]).all()):
-        out.reshape(-1, width)[row, int(column[0]) : int(column[0]) + count] = found
-    else:
-        out[dest[:, None] + np.arange(count)] = found
+    in_place = count == width and values.dtype == out.dtype and not offset and not column.any()
+    targets = out.view(row_type) if in_place else out.reshape(-1, width)
+    aligned = count + int(column[0]) <= width and bool((column == column[0]).all())
+    at = slice(int(column[0]), int(column[0]) + count)
+    # few at a time: what is gathered stays in the cache until it is put in its place
+    few = max(1, _GATHER_BYTES // (count * size))
+    for first in range(0, len(starts), few):
+        found = rows[starts[first : first + few]]
+        if in_place:
+            targets[row[first : first + few]] = found
+            continue
+        ids = found.view(values.dtype).reshape(-1, count)
+        if offset:
+            ids = ids.astype(out.dtype, copy=False) + offset
+        if aligned:
+            targets[row[first : first + few], at] = ids
+        else:
+            out[dest[first : first + few, None] + np.arange(count)] = ids
 
 
 def _gather_flattened(
@@ -174,8 +179,6 @@ def _gather_flattened(
     shapes: NDArray[Any],
 ) -> None:
     """As _gather, for flattened orders: samples of one shape and stretch at a time."""
-    if not len(starts):
-        return
     kinds, which = np.unique(np.column_stack([first, last, shapes]), axis=0, return_inverse=True)
     for number, kind in enumerate(kinds.tolist()):
         mine = which.reshape(-1) == number

@@ -188,13 +188,15 @@ class _Made:
             write_fragments(flat, width, g.block, g.plan.selection.layouts, g.fragments, d)
             for g, d in zip(groups, dests, strict=True)
         ]
-        self._lengths = np.zeros(self._rows, np.int64)
+        self._lengths = np.zeros(self._rows, np.int32)
         for g in groups:
-            self._lengths += np.bincount(g.seq - first, g.size, self._rows).astype(np.int64)
+            self._lengths += np.bincount(g.seq - first, g.size, self._rows).astype(np.int32)
         self._tokens = flat.reshape(self._rows, width)
         self._padding = self._mask_of_padding()
         if self._padding is not None:
             self._tokens[self._padding] = making.pad
+        self._dest = self._size = np.zeros(0, np.int64)
+        self._ids: NDArray[np.uint8] | None = None
         self._tabulate(groups, dests)
         self._grids = self._made_grids(pieces)
         self._spans = self._made_spans(pieces) if "spans" in making.fields else None
@@ -207,11 +209,12 @@ class _Made:
     def _tabulate(self, groups: Sequence[_Group], dests: Sequence[Ints]) -> None:
         """Where documents begin in the flat output, how long they are, whose they are."""
         none = np.zeros(0, np.int64)
+        if not self._making.fields - {"loss_mask", "modality", "spans"}:
+            return
         dest = np.concatenate([none, *dests])
         order = np.argsort(dest, kind="stable")
         self._dest = dest[order]
         self._size = np.concatenate([none, *(g.size for g in groups)])[order]
-        self._ids: NDArray[np.uint8] | None = None
         if "ids" in self._making.fields:
             ids = [g.block.ids(g.fragments.sample) for g in groups]
             self._ids = np.concatenate([np.zeros((0, 16), np.uint8), *ids])[order]
@@ -272,7 +275,9 @@ class _Made:
         """Sequences [first, last) of the chunk."""
         low, high = first - self._first, last - self._first
         wanted, width = self._making.fields, self._width
-        a, b = np.searchsorted(self._dest, (low * width, high * width)).tolist()
+        a, b = low, high
+        if self._making.width is not None:  # else a sequence is one sample
+            a, b = np.searchsorted(self._dest, (low * width, high * width)).tolist()
         cu_seqlens, longest = (None, None)
         if "cu_seqlens" in wanted:
             cu_seqlens, longest = self._cu_seqlens(low, high, a, b)
@@ -280,7 +285,7 @@ class _Made:
             step=step,
             slot=slot,
             tokens=self._tokens[low:high],
-            lengths=self._lengths[low:high].astype(np.int32),
+            lengths=self._lengths[low:high],
             ids=None if self._ids is None else self._ids[a:b],
             documents=self._documents(low, a, b) if "documents" in wanted else None,
             cu_seqlens=cu_seqlens,

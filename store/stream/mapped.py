@@ -90,9 +90,9 @@ class ShardRows:
 def open_rows(access: Access, shard: ShardRef, cache: LocalCache | None) -> ShardRows:
     """Raises CorruptStore where the shard is not what the snapshot says, StoreUnavailable."""
     if access.local and shard.encoding == _PLAIN:
-        with ShardReader(access, shard.path, columns=_COLUMNS) as reader:
+        with ShardReader(access, shard.path, columns=("id", "ids", "shape")) as reader:
             region = reader.region
-            batches = tuple(reader.batches())
+            batches = tuple(reader.unchecked())
             dtype = reader.meta.dtype
         assert region is not None  # it is local
         return _rows(region, batches, np.dtype(dtype), shard)
@@ -158,31 +158,60 @@ def _open_copy(region: pa.Buffer, shard: ShardRef) -> ShardRows:
 def _rows(
     region: pa.Buffer, batches: tuple[pa.RecordBatch, ...], dtype: np.dtype[Any], shard: ShardRef
 ) -> ShardRows:
+    """All batches checked at once: every row lies within the ids of its batch, they in the file."""
     count = region.size // dtype.itemsize
-    values = np.frombuffer(region, dtype, count)
-    starts, lengths, has = [], [], []
-    for batch in batches:
-        lists = batch.column("ids")
-        flat = np.asarray(lists.values)
-        at, odd = divmod(flat.__array_interface__["data"][0] - region.address, dtype.itemsize)
-        if len(flat) and (odd or at < 0 or at + len(flat) > count):
-            raise CorruptStore("the ids of a shard lie outside its file", where=shard.path)
-        offsets = np.asarray(lists.offsets)
-        starts.append(offsets[:-1] + np.int64(at))
-        here = np.asarray(lists.is_valid())
-        lengths.append(np.where(here, np.diff(offsets), 0).astype(np.int32))
-        has.append(here)
-    rows = ShardRows(
-        values=values,
-        starts=np.concatenate([np.zeros(0, np.int64), *starts]),
-        lengths=np.concatenate([np.zeros(0, np.int32), *lengths]),
-        has=np.concatenate([np.zeros(0, bool), *has]),
+    sizes = np.array([b.num_rows for b in batches], np.int64)
+    offsets = np.zeros(int(sizes.sum()) + len(batches), np.int32)
+    has = np.ones(int(sizes.sum()), bool)
+    ends = np.cumsum(sizes)
+    places = np.zeros(len(batches), np.int64)  # where each batch's ids begin, and how many
+    limits = np.zeros(len(batches), np.int64)
+    for i, (batch, row) in enumerate(zip(batches, (ends - sizes).tolist(), strict=True)):
+        lists, n = batch.column("ids"), batch.num_rows
+        flat, buffers = lists.values, lists.buffers()
+        limits[i] = len(flat)
+        if len(flat):
+            places[i] = flat.buffers()[1].address + flat.offset * dtype.itemsize - region.address
+        if n:
+            offsets[row + i : row + i + n + 1] = np.frombuffer(
+                buffers[1], np.int32, n + 1, lists.offset * 4
+            )
+        if lists.null_count:
+            has[row : row + n] = np.asarray(lists.is_valid())
+    first = offsets[np.arange(len(has)) + np.repeat(np.arange(len(batches)), sizes)]
+    last = offsets[np.arange(len(has)) + np.repeat(np.arange(len(batches)), sizes) + 1]
+    _check_bounds(shard, places, limits, dtype, count, (first < 0) | (last < first))
+    if (last > np.repeat(limits, sizes)).any() or len(has) != shard.rows:
+        raise _disagrees(shard, f"it has {len(has)} rows, the snapshot says {shard.rows}")
+    return ShardRows(
+        values=np.frombuffer(region, dtype, count),
+        starts=first.astype(np.int64) + np.repeat(places // dtype.itemsize, sizes),
+        lengths=np.where(has, last - first, 0).astype(np.int32),
+        has=has,
         batches=batches,
     )
-    if len(rows.has) != shard.rows:
-        raise CorruptStore(
-            f"a shard has {len(rows.has)} rows where the snapshot says {shard.rows}",
-            where=shard.path,
-            remedy="`tokenmill verify STORE` says how far the damage goes",
-        )
-    return rows
+
+
+def _check_bounds(
+    shard: ShardRef,
+    places: NDArray[np.int64],
+    limits: NDArray[np.int64],
+    dtype: np.dtype[Any],
+    count: int,
+    wrong: NDArray[np.bool_],
+) -> None:
+    used = limits > 0
+    at = places[used]
+    if wrong.any() or (at < 0).any() or (at % dtype.itemsize).any():
+        raise _disagrees(shard, "its offsets are not those of lists in the file")
+    if (at // dtype.itemsize + limits[used] > count).any():
+        raise _disagrees(shard, "its ids lie outside the file")
+
+
+def _disagrees(shard: ShardRef, why: str) -> CorruptStore:
+    return CorruptStore(
+        "a shard cannot be believed",
+        where=shard.path,
+        why=why,
+        remedy="`tokenmill verify STORE` says how far the damage goes",
+    )

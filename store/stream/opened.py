@@ -6,7 +6,7 @@ It holds numbers per sample (about 24 bytes) and the maps of its shards, never t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from tokenmill.store.stream.layout import StreamLayout
 from tokenmill.store.stream.mapped import ShardRef, ShardRows
 from tokenmill.store.stream.packing import Packing, Packs, pack_whole, windows
 from tokenmill.store.stream.permutation import permutation
+from tokenmill.store.stream.regions import one_array
 from tokenmill.store.stream.spans import Missing, Spans
 
 # `split` counts in ten thousandths: hash(id) mod 10,000.
@@ -169,10 +170,13 @@ class Fragments:
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Block:
     """spans: its spans' samples; sample i of the block is in span s where edges[s] <= i.
-    order: the permuted samples (or packs). line: [m + 1], where they begin, with packing "cut"."""
+    values: per stream one flat array over the shards of all spans (see regions.py), in which
+    sample i begins at starts[i]. order: the permuted samples (or packs). line: [m + 1], where they
+    begin, with packing "cut"."""
 
     spans: tuple[SpanSamples, ...]
     edges: Ints
+    values: tuple[NDArray[Any], ...]
     starts: Ints
     raw: NDArray[np.int32]
     has: NDArray[np.bool_] | None
@@ -180,7 +184,6 @@ class Block:
     order: Ints
     line: Ints | None = None
     packs: Packs | None = None
-    counts: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def span_of(self, samples: Ints) -> Ints:
         return np.searchsorted(self.edges, samples, side="right") - 1
@@ -217,6 +220,18 @@ class Block:
             at=ends - size - np.append(0, ends)[before][which],
         )
 
+    def shapes(self, samples: Ints, stream: int) -> NDArray[np.int32]:
+        """[n, ndim]: the shapes of these samples in a stream whose layout needs them."""
+        span = self.span_of(samples)
+        parts = {n: self.spans[n].shapes[stream] for n in np.unique(span).tolist()}
+        width = max(p.shape[1] for p in parts.values() if p is not None)
+        shapes = np.zeros((len(samples), width), np.int32)
+        for number, part in parts.items():
+            assert part is not None  # a sample of it has this stream
+            mine = span == number
+            shapes[mine] = part[samples[mine] - self.edges[number]]
+        return shapes
+
     def ids(self, samples: Ints) -> NDArray[np.uint8]:
         """uint8[n, 16]: sample ids."""
         ids = np.zeros((len(samples), ID_BYTES), np.uint8)
@@ -226,11 +241,6 @@ class Block:
             found = self.spans[number]
             ids[mine] = found.ids(found.rows[samples[mine] - self.edges[number]])
         return ids
-
-    def values(self, span: int, stream: int) -> NDArray[Any]:
-        shard = self.spans[span].shards[stream]
-        assert shard is not None  # a sample of it has this stream
-        return shard.values
 
 
 def open_block(
@@ -244,6 +254,13 @@ def open_block(
     sizes = np.array([len(s.rows) for s in spans], np.int64)
     edges = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
     width = len(selection.layouts)
+    starts = np.concatenate([np.zeros((0, width), np.int64), *(s.starts for s in spans)])
+    values = []
+    for stream in range(width):
+        shards = [s.shards[stream] for s in spans]
+        joined, shifts = one_array([None if s is None else s.values for s in shards])
+        values.append(joined)
+        starts[:, stream] += np.repeat(shifts, sizes)
     total = np.concatenate([np.zeros(0, np.int64), *(s.total for s in spans)])
     packs = _packs(spans, edges, selection.length) if selection.packing == "whole" else None
     count = packs.count if packs is not None else int(edges[-1])
@@ -255,7 +272,8 @@ def open_block(
     return Block(
         spans=spans,
         edges=edges,
-        starts=np.concatenate([np.zeros((0, width), np.int64), *(s.starts for s in spans)]),
+        values=tuple(values),
+        starts=starts,
         raw=np.concatenate([np.zeros((0, width), np.int32), *(s.raw for s in spans)]),
         has=_joined_has(spans, width),
         total=total,
