@@ -14,7 +14,7 @@ from tokenmill.store.stream.assemble import Pieces, write_fragments
 from tokenmill.store.stream.batch import SequenceBatch
 from tokenmill.store.stream.blocks import in_lanes
 from tokenmill.store.stream.held import HeldBlocks
-from tokenmill.store.stream.opened import Block, Fragments, Ints
+from tokenmill.store.stream.opened import Block, Fragments, Ints, distinct
 from tokenmill.store.stream.packing import windows
 from tokenmill.store.stream.plan import PartPlan
 
@@ -66,7 +66,7 @@ class ChunkMaker:
         counts = [len(s) for s in slots]
         part, draw = self._draw(np.concatenate(slots))
         groups: list[_Group] = []
-        for number in np.unique(part).tolist():
+        for number in distinct(part):
             mine = np.flatnonzero(part == number)
             groups += self._groups(self._parts[number], draw[mine], mine)
         edges = np.concatenate([[0], np.cumsum(counts)]).tolist()
@@ -89,7 +89,7 @@ class ChunkMaker:
         epoch, rest = np.divmod(draws, plan.sequences)
         place = in_lanes(rest, plan.sequences, plan.lanes)
         groups = []
-        for number in np.unique(epoch).tolist():
+        for number in distinct(epoch):
             mine = epoch == number
             make = self._cut if plan.selection.packing == "cut" else self._counted
             groups += make(plan, number, place[mine], seq[mine])
@@ -100,7 +100,7 @@ class ChunkMaker:
         order = plan.order(epoch)
         blocks = order.block_of(place)
         groups = []
-        for number in np.unique(blocks).tolist():
+        for number in distinct(blocks):
             mine = blocks == number
             block = self._block(plan, epoch, number)
             local = place[mine] - order.line[number]
@@ -125,7 +125,7 @@ class ChunkMaker:
         which, blocks, start, stop = windows(order.line, begin, end)
         before = order.line[blocks] + start - begin[which]
         groups = []
-        for number in np.unique(blocks).tolist():
+        for number in distinct(blocks):
             mine = blocks == number
             block = self._block(plan, epoch, number)
             found = block.cut(start[mine], stop[mine])

@@ -155,6 +155,17 @@ def _shapes(
     return shard.shapes[rows]
 
 
+def distinct(values: Ints) -> list[int]:
+    """The different values, ascending; most often there is one, and sorting would cost more."""
+    if not len(values):
+        return []
+    first = int(values[0])
+    if bool((values == first).all()):
+        return [first]
+    found: list[int] = np.unique(values).tolist()
+    return found
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Fragments:
     """Tokens [begin, end) of samples of a block, for sequences: fragment f goes into sequence
@@ -223,7 +234,7 @@ class Block:
     def shapes(self, samples: Ints, stream: int) -> NDArray[np.int32]:
         """[n, ndim]: the shapes of these samples in a stream whose layout needs them."""
         span = self.span_of(samples)
-        parts = {n: self.spans[n].shapes[stream] for n in np.unique(span).tolist()}
+        parts = {n: self.spans[n].shapes[stream] for n in distinct(span)}
         width = max(p.shape[1] for p in parts.values() if p is not None)
         shapes = np.zeros((len(samples), width), np.int32)
         for number, part in parts.items():
@@ -236,7 +247,7 @@ class Block:
         """uint8[n, 16]: sample ids."""
         ids = np.zeros((len(samples), ID_BYTES), np.uint8)
         span = self.span_of(samples)
-        for number in np.unique(span).tolist():
+        for number in distinct(span):
             mine = span == number
             found = self.spans[number]
             ids[mine] = found.ids(found.rows[samples[mine] - self.edges[number]])

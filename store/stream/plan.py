@@ -108,6 +108,12 @@ class PartPlan:
                 remedy="`tokenmill ls STORE` shows what is there",
             )
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k not in ("_lock", "_orders")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock(), _orders={})
+
     def order(self, epoch: int) -> EpochOrder:
         """The line of an epoch; the last two are kept."""
         with self._lock:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from tests.store.built import Builder, Doc, doc, input_
 from tokenmill.store.dataset import Dataset, open_store
+from tokenmill.store.snapshot import SNAPSHOT_SCHEMA
 
 GRID = (4, 4)
 
@@ -61,3 +63,32 @@ def pair_store(uri: str | Path, *, files: int = 4, pairs: int = 11) -> Builder:
 
 def opened(builder: Builder) -> Dataset:
     return open_store(builder.uri)
+
+
+def simulated(shards: int, *, samples: int = 1000, width: int = 256) -> pa.Table:
+    """The rows of a snapshot of many shards, SNAPSHOT_SCHEMA; nothing lies under its paths."""
+    number = np.arange(shards)
+    units = number.astype(">u8").view("S8").tolist()
+    constant = {
+        "pipeline": "pics",
+        "stream": "image",
+        "encoding": "plain",
+        "tokenizer": "grid",
+        "modality": "image",
+        "space": "ab" * 32,
+        "recipe": "cd" * 32,
+    }
+    columns = {
+        "unit": pa.array([u.rjust(16, b"\0") for u in units], pa.binary()),
+        "path": pa.array([f"shards/pics/image/{n:032x}-0000-000.arrow" for n in range(shards)]),
+        "first_row": np.zeros(shards, np.int64),
+        "rows": np.full(shards, samples),
+        "samples": np.full(shards, samples),
+        "tokens": np.full(shards, samples * width),
+        "bytes": np.full(shards, samples * width * 2),
+        "content_hash": pa.array([u.rjust(32, b"\1") for u in units], pa.binary()),
+        "order_hash": pa.array([u.rjust(16, b"\2") for u in units], pa.binary()),
+        "exclude": pa.array([[]] * shards, SNAPSHOT_SCHEMA.field("exclude").type),
+        **{k: pa.repeat(pa.scalar(v, pa.string()), shards) for k, v in constant.items()},
+    }
+    return pa.table({name: columns[name] for name in SNAPSHOT_SCHEMA.names}, SNAPSHOT_SCHEMA)
