@@ -177,12 +177,14 @@ class Dataset:
         table, chosen = self._table, self._chosen
         if pipeline is not None:
             _check_known("pipeline", [pipeline], self.pipelines, self.uri)
-            table = table.filter(pc.equal(table["pipeline"], pipeline))
+            if self.pipelines != (pipeline,):
+                table = table.filter(pc.equal(table["pipeline"], pipeline))
             chosen = (pipeline, chosen[1])
         if streams is not None:
             wanted = self._wanted(streams)
-            names = pa.array(sorted(wanted), pa.string())
-            table = table.filter(pc.is_in(table["stream"], value_set=names))
+            if wanted != set(self.streams):  # else a million rows would be copied
+                names = pa.array(sorted(wanted), pa.string())
+                table = table.filter(pc.is_in(table["stream"], value_set=names))
             chosen = (chosen[0], wanted)
         return Dataset(
             self._access,
