@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from tokenmill.pipelines.coordinator import (
     WorkerLost,
     WorkerReady,
 )
+from tokenmill.pipelines.estimate import Estimate
 from tokenmill.pipelines.executors import Executor, LocalExecutor
 from tokenmill.pipelines.plan import CoveredSpan, Plan, plan
 from tokenmill.schemas.errors import JobError, StoreError
@@ -41,6 +43,8 @@ class Options:
     workers: int | None = None
     retokenize: bool = False
     lease: bool = True
+    log: str | None = None
+    estimate: Estimate | None = None  # what `plan --measure` said, to be compared with
 
 
 def load_job(path: str) -> Job:
@@ -74,6 +78,8 @@ class Session:
         self.inputs: dict[str, list[Input]] = {}
         self.facts: dict[Pool, WorkerFacts] = {}
         self.kept: dict[int, Pool] = {}
+        self.forgotten: dict[str, Mapping[bytes, frozenset[bytes]]] = {}
+        self.listing_seconds = 0.0
 
     def existing_ledger(self) -> Ledger | None:
         """The store's ledger, or None where there is no store yet (a dry run creates none)."""
@@ -158,8 +164,10 @@ class Session:
                         pass
 
     def list(self) -> None:
+        began = time.monotonic()
         for name, source in self.sources.items():
             self.inputs[name] = list(source.list())
+        self.listing_seconds = time.monotonic() - began
 
     def check_fields(self) -> None:
         """A field that no input has is the job's mistake, not every sample's."""
@@ -188,6 +196,7 @@ class Session:
             if only is not None:
                 inputs = [i for i in self.sources[name].list() if i.uri in set(only[1])]
             seq = ledger.seq(name) if ledger else 0
+            self.forgotten[name] = forgotten(ledger, name) if ledger else {}
             made = plan(
                 name,
                 inputs,
@@ -203,13 +212,16 @@ class Session:
 
     def tasks(self, plans: Planned) -> Iterator[NewTask]:
         for name, (made, seq) in plans.items():
+            gone = self.forgotten[name]
             for task in made.tasks:
+                places = [s.input.source for s in task.unit.spans] if gone else []
                 yield NewTask(
                     unit=task.unit,
                     stream=task.stream,
                     recipe=self.facts[name, task.stream].identity.recipe,
                     planned_seq=seq,
                     replaces=task.replaces,
+                    forgotten=frozenset().union(*(gone.get(place, ()) for place in places)),
                 )
 
 
@@ -244,6 +256,15 @@ def covered(ledger: Ledger, pipeline: str) -> dict[str, list[CoveredSpan]]:
             for i, a, b, r, u, o in zip(*columns, strict=True)
         ]
     return found
+
+
+def forgotten(ledger: Ledger, pipeline: str) -> dict[bytes, frozenset[bytes]]:
+    """Place -> its samples that `tokenmill forget` took out. They get no tokens again."""
+    rows = ledger.rows("forgotten", pipeline=pipeline, columns=["source_id", "sample"])
+    found: dict[bytes, set[bytes]] = {}
+    for place, sample in zip(*(rows[c].to_pylist() for c in rows.column_names), strict=True):
+        found.setdefault(place, set()).add(sample)
+    return {place: frozenset(samples) for place, samples in found.items()}
 
 
 def refuse_outdated(plans: Planned, session: Session, ledger: Ledger) -> None:

@@ -348,3 +348,23 @@ def test_open_store_gives_numpy_loaders_only(tmp_path: Path) -> None:
         dataset.loader("image", batch=1, tensors="torch")
     assert Vocabulary.of([]).size == 3
     assert Part(streams="image").label == "image"
+
+
+def test_every_encoding_gives_the_same_tokens(tmp_path: Path) -> None:
+    found = []
+    for encoding in ("plain", "zstd", "packed"):
+        dataset = opened(text_store(tmp_path / encoding, files=3, encoding=encoding))
+        assert set(dataset.snapshot_table()["encoding"].to_pylist()) == {encoding}
+        found.append(tokens(dataset.loader("text", batch=4, sequence=32, shuffle=SMALL)))
+    assert found[0] == found[1] == found[2]
+
+
+def test_filters_that_choose_other_shards_on_resume_are_refused(tmp_path: Path) -> None:
+    """The predicate's text is the same, what it chooses is not: the hash of the choice says so."""
+    builder = text_store(tmp_path / "store", files=3)
+    part = Part(streams="text", where="committed_at <= (select max(committed_at) from shards)")
+    settings: dict[str, Any] = {"parts": [part], "batch": 4}
+    state = opened(builder).loader(**settings).state_dict()
+    state["eras"][0]["selection"] = "00" * 32
+    with pytest.raises(JobError, match="choose other shards"):
+        opened(builder).loader(**settings).load_state_dict(state)
