@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from tokenmill.pipelines.tensors import tensors
 from tokenmill.schemas.errors import TokenizerError
-from tokenmill.schemas.tokenizer import Checkpoint, Decodes, Encoded
+from tokenmill.schemas.tokenizer import Checkpoint, Decodes, Encoded, Tokenizer
 from tokenmill.store.dataset import Dataset, open_store
 from tokenmill.store.decoding import StreamTokenizer
 from tokenmill.workers import registry
@@ -29,7 +30,13 @@ def open(
     where there is no store.
     """
     return open_store(
-        uri, tag=tag, snapshot=snapshot, pipeline=pipeline, spaces=spaces, decoder=_decoder
+        uri,
+        tag=tag,
+        snapshot=snapshot,
+        pipeline=pipeline,
+        spaces=spaces,
+        decoder=_decoder,
+        tensors=tensors,
     )
 
 
@@ -38,14 +45,19 @@ def load_tokenizer(name: str, checkpoint: str | None = None, **config: Any) -> L
     return LoadedTokenizer(registry.load(name, checkpoint, config))
 
 
-def _decoder(stream: StreamTokenizer) -> Callable[[Any, tuple[int, ...]], Any]:
-    """Tokens back to media with the checkpoint that the ledger recorded."""
+def load_recorded(stream: StreamTokenizer) -> Tokenizer:
+    """The tokenizer that the ledger recorded for a stream. Raises TokenizerError."""
     checkpoint = (
         Checkpoint(uri=stream.checkpoint, sha256=stream.checkpoint_sha256)
         if stream.checkpoint
         else None
     )
-    tokenizer = registry.load(stream.tokenizer, checkpoint, stream.config)
+    return registry.load(stream.tokenizer, checkpoint, stream.config)
+
+
+def _decoder(stream: StreamTokenizer) -> Callable[[Any, tuple[int, ...]], Any]:
+    """Tokens back to media with the checkpoint that the ledger recorded."""
+    tokenizer = load_recorded(stream)
     if not isinstance(tokenizer, Decodes):
         raise TokenizerError(f"the tokenizer {stream.tokenizer} cannot decode")
     output = tokenizer.descriptor.outputs[0].name
