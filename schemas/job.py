@@ -135,8 +135,15 @@ class Pipeline(_Model):
 
 class Workers(_Model):
     min: int = Field(default=0, ge=0)
+    """Kept although they have nothing to do, until the run ends; others are released."""
     max: int | None = Field(default=None, ge=1)
     """Left out: as many as the CPUs (or GPUs) allow."""
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Workers:
+        if self.max is not None and self.max < self.min:
+            raise ValueError(f"max ({self.max}) is less than min ({self.min})")
+        return self
 
 
 class Resources(_Model):
@@ -145,6 +152,15 @@ class Resources(_Model):
     gpus_per_worker: float = Field(default=0, ge=0)
     cpus_per_worker: float = Field(default=1, ge=0)
     workers: Workers = Workers()
+    labels: dict[str, str] = {}
+    """Ray only: nodes that have these labels (`ray start --labels`, KubeRay's `labels`)."""
+
+    @field_validator("gpus_per_worker")
+    @classmethod
+    def _gpus(cls, value: float) -> float:
+        if value > 1 and value != int(value):
+            raise ValueError("a fraction of one GPU, or whole GPUs: not 1.5")
+        return value
 
 
 class Policy(_Model):
