@@ -275,10 +275,10 @@ def _given(maker: Callable[..., Any], before: int, after: int) -> np.ndarray[Any
 def _pieces(batches: Iterator[Any]) -> Iterator[int]:
     for batch in batches:
         for number, id in enumerate(batch.ids):
-            tokens = batch.tokens[number]
+            row, start, stop = number, 0, None
             if batch.documents is not None:
                 row, start, stop = batch.documents[number].tolist()
-                tokens = batch.tokens[row, start:stop]
+            tokens = batch.tokens[row, start:stop]
             yield hash((id.tobytes(), tokens.tobytes()))
 
 
