@@ -13,6 +13,7 @@ from PIL import features
 from torch import Tensor
 
 from tokenmill.schemas.errors import TokenizerError
+from tokenmill.schemas.job import STARTER
 from tokenmill.schemas.tokenizer import (
     BatchBudget,
     Checkpoint,
@@ -35,7 +36,7 @@ from tokenmill.workers.tokenizers.bpe_image.settings import Settings
 from tokenmill.workers.tokenizers.bpe_image.vq import Loaded, load_vq
 
 IDS_REVISION = 1
-STARTER = Path(__file__).with_name("starter") / "starter.safetensors"
+STARTER_FILE = Path(__file__).with_name("starter") / "starter.safetensors"
 VQ = "vq"
 
 
@@ -45,11 +46,8 @@ class BpeImageTokenizer:
     def __init__(self, loaded: Loaded, settings: Settings) -> None:
         self._loaded = loaded
         self._settings = settings
-        metadata, found = loaded.metadata, loaded.found
         self._crop = settings.crop(
-            preset=metadata.get("preset", found.preset),
-            size=int(metadata.get("size", found.size)),
-            factor=found.layout.factor,
+            preset=loaded.preset, size=loaded.size, factor=loaded.found.layout.factor
         )
         self._device = _device(settings.device)
         loaded.model.to(self._device, getattr(torch, settings.precision))
@@ -62,9 +60,9 @@ class BpeImageTokenizer:
     def load(cls, checkpoint: Checkpoint | None, config: Mapping[str, Any]) -> BpeImageTokenizer:
         """Raises TokenizerError where checkpoint or configuration cannot be used."""
         settings = Settings.parse(config)
-        if checkpoint is None or checkpoint.uri == "starter":
+        if checkpoint is None or checkpoint.uri == STARTER:
             checkpoint = Checkpoint(
-                uri=str(STARTER), sha256=checkpoint.sha256 if checkpoint else None
+                uri=str(STARTER_FILE), sha256=checkpoint.sha256 if checkpoint else None
             )
         return cls(load_vq(fetch(checkpoint), checkpoint.uri), settings)
 
