@@ -16,7 +16,10 @@ from tokenmill.schemas.tokenizer import Checkpoint, Tokenizer
 
 GROUP = "tokenmill.tokenizers"
 # Also without installed metadata: Ray may ship the package as a plain folder.
-BUILT_IN: Mapping[str, str] = {"bpe": "tokenmill.workers.tokenizers.bpe:BpeTokenizer"}
+BUILT_IN: Mapping[str, str] = {
+    "bpe": "tokenmill.workers.tokenizers.bpe:BpeTokenizer",
+    "bpe-image-merges": "tokenmill.workers.tokenizers.bpe_image_merges.tokenizer:MergesTokenizer",
+}
 
 
 def names() -> list[str]:
