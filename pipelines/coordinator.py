@@ -9,10 +9,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from tokenmill.schemas.work import FailureClass, Task, TaskFailure, TaskResult, WorkUnit
+from tokenmill.schemas.work import (
+    FailureClass,
+    ParentRows,
+    Task,
+    TaskFailure,
+    TaskResult,
+    WorkUnit,
+)
 
 Pool = tuple[str, str]  # (pipeline, stream): each has its own workers
 Name = tuple[str, bytes, str]  # (pipeline, unit, stream)
@@ -167,13 +174,19 @@ Decision = StartWorker | StopWorker | Assign | Commit | Replan | Finish
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NewTask:
-    """What the plan asks for."""
+    """What the plan asks for.
+
+    after: the parent stream, whose task of the same unit is added before this one and must be
+    committed first. parent: the committed rows to read; known at once, or from that commit on.
+    """
 
     unit: WorkUnit
     stream: str
     recipe: str
     planned_seq: int  # the ledger's sequence that the plan knew
     replaces: bool = False
+    after: str | None = None
+    parent: ParentRows | None = None
 
     @property
     def pool(self) -> Pool:
@@ -189,7 +202,7 @@ class _Work:
     """One task's way through the run."""
 
     new: NewTask
-    state: Literal["waiting", "running", "done", "committing", "failed"] = "waiting"
+    state: Literal["blocked", "waiting", "running", "done", "committing", "failed"] = "waiting"
     lost: int = 0  # unexplained deaths of its worker: these are the attempts
     attempt: int | None = None
     avoid: int | None = None  # a worker it failed on
@@ -252,6 +265,7 @@ class Coordinator:
         self._store_patience = store_patience
         self._work: dict[Name, _Work] = {}
         self._waiting: dict[Pool, deque[Name]] = {pool: deque() for pool in pools}
+        self._children: dict[Name, list[Name]] = {}  # a task -> those that wait for its commit
         self._workers: dict[int, _Worker] = {}
         self._next_worker = 0
         self._next_attempt = 0
@@ -279,9 +293,16 @@ class Coordinator:
         for new in tasks:
             if new.name in self._work:
                 continue
-            self._work[new.name] = _Work(new=new)
-            self._waiting[new.pool].append(new.name)
+            work = self._work[new.name] = _Work(new=new)
             self.counts.planned += 1
+            if new.after is None:
+                self._waiting[new.pool].append(new.name)
+                continue
+            work.state = "blocked"
+            parent = (new.unit.pipeline, new.unit.id, new.after)
+            if parent not in self._work:
+                raise ValueError(f"{new.name} waits for {new.after!r}, which is not planned")
+            self._children.setdefault(parent, []).append(new.name)
 
     def adopt(self, worker: int, pool: Pool) -> None:
         """A worker that the probe has started already."""
@@ -392,9 +413,25 @@ class Coordinator:
             self.counts.failed += 1
             first = work.new.unit.spans[0].input.uri
             self._abandoned.append(f"{name[0]}/{name[2]}, unit from {first}: {why}")
+            self._give_up_children(name)
         else:
             work.state = "waiting"
             self._waiting[work.new.pool].appendleft(name)
+
+    def _give_up_children(self, name: Name) -> None:
+        """Their parent has failed: there will be nothing to read in this run."""
+        for child in self._children.pop(name, []):
+            self._work[child].state = "failed"
+            self.counts.failed += 1
+            self._give_up_children(child)
+
+    def _free_children(self, name: Name, parent: ParentRows) -> None:
+        """Their parent is committed: its rows can be read."""
+        for child in self._children.pop(name, []):
+            work = self._work[child]
+            work.new = replace(work.new, after=None, parent=parent)
+            work.state = "waiting"
+            self._waiting[work.new.pool].append(child)
 
     def _on_answer(self, event: Answered, now: float) -> Iterator[Decision]:
         answer = event.answer
@@ -453,7 +490,10 @@ class Coordinator:
     def _on_changed(self, name: Name, failure: TaskFailure) -> Iterator[Decision]:
         """The unit's other waiting tasks would fail in the same way: all go back to planning."""
         for other in [n for n in self._work if n[:2] == name[:2]]:
+            if other not in self._work:
+                continue  # a child, gone with its parent
             if self._work[other].state == "waiting" or other == name:
+                self._drop_children(other)
                 self._drop(other)
         again = max((self._replans.get(u, 0) for u in failure.changed), default=0) + 1
         for uri in failure.changed:
@@ -507,16 +547,26 @@ class Coordinator:
         self._committing.discard(event.pipeline)
         self._store_works()
         for unit, stream in event.committed:
-            del self._work[event.pipeline, unit, stream]
+            name = (event.pipeline, unit, stream)
+            result = self._work.pop(name).result
+            assert result is not None
             self.counts.committed += 1
+            self._free_children(name, result.as_parent())
         uris: set[str] = set()
         for unit, stream in event.dropped:
             work = self._work.pop((event.pipeline, unit, stream))
             uris.update(s.input.uri for s in work.new.unit.spans)
             self._uncount(work.result)
+            self._drop_children((event.pipeline, unit, stream))
         if uris:
             self._replanning += 1
             yield Replan(pipeline=event.pipeline, uris=tuple(sorted(uris)))
+
+    def _drop_children(self, name: Name) -> None:
+        """Another run committed their parent, perhaps with another cut: planned anew with it."""
+        for child in self._children.pop(name, []):
+            self._drop_children(child)
+            self._drop(child)
 
     def _uncount(self, result: TaskResult | None) -> None:
         """Another run committed it: it is not part of what this run did."""
@@ -639,6 +689,7 @@ class Coordinator:
             isolate=work.isolate,
             condemned=dict(work.condemned),
             tolerate=work.tolerate,
+            parent=work.new.parent,
         )
 
     def _resize(self) -> Iterator[Decision]:

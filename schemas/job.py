@@ -66,6 +66,8 @@ class Stream(_Model):
     """The source's field that the tokenizer reads; may be left out where the source has one."""
     fields: dict[str, str] = {}
     """Tokenizer role -> source field, where there are several."""
+    parent: str | None = None
+    """Another stream of this pipeline: the tokenizer reads its tokens instead of a field."""
     output: str | None = None
     """One of the tokenizer's outputs, where it has several."""
     checkpoint: str | None = None
@@ -85,6 +87,8 @@ class Stream(_Model):
     def _one_way_of_naming_fields(self) -> Stream:
         if self.field is not None and self.fields:
             raise ValueError("give either `field` or `fields`, not both")
+        if self.parent is not None and (self.field is not None or self.fields):
+            raise ValueError("give either `parent` or a field: a child reads its parent's tokens")
         return self
 
 
@@ -96,7 +100,29 @@ class Pipeline(_Model):
     @classmethod
     def _names(cls, value: dict[str, Stream]) -> dict[str, Stream]:
         _check_names(value, "stream")
+        for name, stream in value.items():
+            if stream.parent is not None and stream.parent not in value:
+                hint = nearest(stream.parent, value.keys() - {name})
+                raise ValueError(f"{name}.parent: no stream is called {stream.parent!r}{hint}")
+        parents_first(value)
         return value
+
+
+def parents_first(streams: Mapping[str, Stream]) -> list[str]:
+    """The names, each after its parent, else in their order. Raises ValueError for a circle."""
+    order: list[str] = []
+    for name in streams:
+        line: list[str] = []
+        at: str | None = name
+        while at is not None and at not in order:
+            if at in line:
+                raise ValueError(
+                    f"{at}.parent: the streams {' -> '.join([*line, at])} are a circle"
+                )
+            line.append(at)
+            at = streams[at].parent
+        order += reversed(line)
+    return order
 
 
 class Workers(_Model):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -101,8 +101,12 @@ class MergesTokenizer:
     @property
     def descriptor(self) -> Descriptor:
         """Complete: with the vocabulary's size and the dtype that holds it."""
-        size = self._framing.ids
-        return _descriptor("uint16" if size <= 1 << 16 else "uint32", (size,))
+        size, table = self._framing.ids, self._codec.table
+        return replace(
+            _descriptor("uint16" if size <= 1 << 16 else "uint32", (size,)),
+            parent_codebooks=(table.vocab,),
+            parent_space=table.codes_space,
+        )
 
     @property
     def budget(self) -> BatchBudget:
@@ -126,24 +130,6 @@ class MergesTokenizer:
             },
             provenance={"checkpoint_sha256": self._sha256},
         )
-
-    def accept_parent(self, output: OutputSpec, space: str) -> None:
-        """Whether these merges are about the parent's codes. Raises TokenizerError."""
-        table = self._codec.table
-        if len(output.axes) != 2 or tuple(output.codebook_sizes) != (table.vocab,):
-            raise TokenizerError(
-                "these merges are not about the codes of the parent stream",
-                why=f"they join {table.vocab:,} codes on grids; the parent's output "
-                f"{output.name!r} has axes {output.axes} and codebooks {output.codebook_sizes}",
-                remedy="learn merges on this stream: `tokenmill fit --store … --stream …`",
-            )
-        if table.codes_space not in (None, space):
-            raise TokenizerError(
-                "these merges were learnt on the codes of another space",
-                why=f"learnt on {table.codes_space}, the parent's is {space}: the same number "
-                "stands for another picture",
-                remedy="learn merges on this stream, or name the checkpoint they belong to",
-            )
 
     def preparer(self) -> GridPreparer:
         return GridPreparer(framing=self._framing)
