@@ -15,10 +15,8 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from tokenmill.schemas.errors import StoreError
-from tokenmill.store import s3client
 from tokenmill.store.local import LocalFolder
 from tokenmill.store.paths import Listed, parse_root, relative, verbatim
-from tokenmill.store.s3 import S3Prefix
 
 __all__ = ["Access", "Listed"]
 
@@ -58,7 +56,7 @@ class Access:
         self._backend: Backend = (
             LocalFolder(Path(root.prefix))
             if root.bucket is None
-            else S3Prefix(root.bucket, root.prefix)
+            else _s3_prefix(root.bucket, root.prefix)
         )
 
     def __repr__(self) -> str:
@@ -176,7 +174,16 @@ class Access:
         )
 
 
+def _s3_prefix(bucket: str, prefix: str) -> Backend:
+    # botocore is a sixth of the start of a run that has no S3
+    from tokenmill.store.s3 import S3Prefix  # noqa: PLC0415 - see above
+
+    return S3Prefix(bucket, prefix)
+
+
 def _delta_options() -> dict[str, str]:
+    from tokenmill.store import s3client  # noqa: PLC0415 - as above
+
     options = dict(s3client.credentials())
     options["AWS_REGION"] = s3client.region_name()
     # the only way to commit without a lock service; `Access.check` has shown that it works

@@ -14,6 +14,7 @@ from tokenmill.schemas.tokenizer import WorkerFacts
 from tokenmill.schemas.work import Task, TaskFailure, TaskResult
 from tokenmill.workers.inflight import Held, page_folder, read_page
 from tokenmill.workers.local import SLOTS
+from tokenmill.workers.memory import keep_freed_memory
 from tokenmill.workers.worker import Progress, StreamWorker
 
 # two slots, and calls that must be answered while both are busy
@@ -28,6 +29,7 @@ class StreamActor:
     """
 
     def __init__(self, job: Job, pipeline: str, stream: str, page: str) -> None:
+        keep_freed_memory()
         self._arguments = (job, pipeline, stream)
         self._page = page_folder() / Path(page).name
         self._lock = threading.Lock()

@@ -33,6 +33,7 @@ from tokenmill.schemas.job import Job
 from tokenmill.schemas.work import Task
 from tokenmill.workers.inflight import Held, page_folder, read_page, sweep
 from tokenmill.workers.launch import launch
+from tokenmill.workers.memory import keep_freed_memory
 from tokenmill.workers.worker import StreamWorker
 
 SLOTS = 2  # the next unit's reading and decoding overlaps this one's encoding
@@ -117,6 +118,7 @@ def serve(control: str) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         # Ctrl-C and a service manager's TERM go to the whole group: the driver decides
         signal.signal(number, signal.SIG_IGN)
+    keep_freed_memory()
     faulthandler.enable()  # a crash in native code leaves its stack on stderr
     connection = Connection(int(control))
     job, pipeline, stream, page = connection.recv()
