@@ -18,6 +18,7 @@ GROUP = "tokenmill.tokenizers"
 # Also without installed metadata: Ray may ship the package as a plain folder.
 BUILT_IN: Mapping[str, str] = {
     "bpe": "tokenmill.workers.tokenizers.bpe:BpeTokenizer",
+    "bpe-image": "tokenmill.workers.tokenizers.bpe_image.tokenizer:BpeImageTokenizer",
     "bpe-image-merges": "tokenmill.workers.tokenizers.bpe_image_merges.tokenizer:MergesTokenizer",
 }
 

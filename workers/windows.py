@@ -70,6 +70,27 @@ def prepared_here(
         yield sample, end
 
 
+def content_seed(recipe: bytes, fields: Mapping[str, Any]) -> int:
+    """From content and recipe: the same media get the same ids wherever they lie."""
+    digest = hashlib.blake2b(recipe, digest_size=8, person=b"tm-seed")
+    for role in sorted(fields):
+        raw = _raw(fields[role])
+        digest.update(f"{role}:{len(raw)}:".encode())
+        digest.update(raw)
+    return int.from_bytes(digest.digest(), "little")
+
+
+def _raw(value: Any) -> bytes:
+    """The bytes of a field: of a file or a text, or of media in memory (one-off use)."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "surrogatepass")
+    if isinstance(value, tuple):
+        return b"".join(map(_raw, value))
+    if isinstance(value, (bytes, bytearray, memoryview, np.ndarray)):
+        return bytes(value) if not isinstance(value, np.ndarray) else value.tobytes()
+    return repr(value).encode() if isinstance(value, (int, float)) else b""
+
+
 class WindowPath:
     """One pass over a unit's windows."""
 
@@ -139,17 +160,7 @@ class WindowPath:
                     sample.absent = bad[i] is None
                     continue
                 fields = {role: values[i] for role, values in block.columns.items()}
-                yield sample, fields, self._seed(fields)
-
-    def _seed(self, fields: Mapping[str, Any]) -> int:
-        """From content and recipe: the same media get the same ids wherever they lie."""
-        digest = hashlib.blake2b(self._recipe, digest_size=8, person=b"tm-seed")
-        for role in sorted(fields):
-            value = fields[role]
-            raw = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
-            digest.update(f"{role}:{len(raw)}:".encode())
-            digest.update(raw)
-        return int.from_bytes(digest.digest(), "little")
+                yield sample, fields, content_seed(self._recipe, fields)
 
     def _end(self, sample: _Sample, fault: Fault | None) -> None:
         sample.prepared = True

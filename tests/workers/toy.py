@@ -220,3 +220,13 @@ class Broken(Bytes):
         module.Local = Local  # type: ignore[attr-defined]
         sys.modules["nowhere_else"] = module
         return Local(16)
+
+
+class Noisy(Bytes):
+    """One id per window: the noise that `prepare` drew from its seed."""
+
+    def encode(self, windows: Sequence[Window]) -> Sequence[Piece]:
+        drawn = [np.array([w.meta["noise"] % 256], dtype=np.uint8) for w in windows]
+        return [
+            Piece(ids={"ids": ids}, index=w.index) for ids, w in zip(drawn, windows, strict=True)
+        ]
