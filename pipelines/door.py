@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from tokenmill.schemas.errors import TokenizerError
 from tokenmill.schemas.tokenizer import Checkpoint, Decodes, Encoded
 from tokenmill.store.dataset import Dataset, open_store
-from tokenmill.store.decoding import StreamTokenizer
+from tokenmill.store.decoding import DecodeIds, StreamTokenizer
 from tokenmill.workers import registry
 from tokenmill.workers.one_off import LoadedTokenizer
 
@@ -38,7 +38,7 @@ def load_tokenizer(name: str, checkpoint: str | None = None, **config: Any) -> L
     return LoadedTokenizer(registry.load(name, checkpoint, config))
 
 
-def _decoder(stream: StreamTokenizer) -> Callable[[Any, tuple[int, ...]], Any]:
+def _decoder(stream: StreamTokenizer) -> DecodeIds:
     """Tokens back to media with the checkpoint that the ledger recorded."""
     checkpoint = (
         Checkpoint(uri=stream.checkpoint, sha256=stream.checkpoint_sha256)
@@ -52,5 +52,15 @@ def _decoder(stream: StreamTokenizer) -> Callable[[Any, tuple[int, ...]], Any]:
 
     def decode(ids: np.ndarray[Any, Any], shape: tuple[int, ...]) -> Any:
         return tokenizer.decode({output: Encoded(ids=ids, shape=tuple(shape))})
+
+    return decode if stream.parent is None else _through(decode, _decoder(stream.parent))
+
+
+def _through(child: DecodeIds, parent: DecodeIds) -> DecodeIds:
+    """A child's tokens to its parent's, and those to media."""
+
+    def decode(ids: np.ndarray[Any, Any], shape: tuple[int, ...]) -> Any:
+        between = np.asarray(child(ids, shape))
+        return parent(between.ravel(), between.shape)
 
     return decode

@@ -151,8 +151,10 @@ class Session:
                 if parent is None:
                     continue
                 child, of = found[name, stream], found[name, parent]
-                sizes, space = of.output.codebook_sizes, of.identity.space
-                if why := parent_mismatch(child.descriptor, sizes, space):
+                output, space = of.output, of.identity.space
+                if why := parent_mismatch(
+                    child.descriptor, output.axes, output.codebook_sizes, space
+                ):
                     raise JobError(
                         f"the stream {stream!r} cannot read the tokens of {parent!r}",
                         where=f"pipelines.{name}.streams.{stream}.parent",

@@ -75,7 +75,8 @@ class Stream(_Model):
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     """Checked after fetching and before parsing."""
     config: dict[str, Any] = {}
-    """The tokenizer's own settings; part of the recipe."""
+    """The tokenizer's own settings; part of the recipe. Paths that begin with ./ or ../ start at
+    the job file's folder."""
     required: bool = False
     """A sample without the field is quarantined (true) or `absent` (false)."""
     encoding: Literal["auto", "plain", "zstd"] = "auto"
@@ -300,12 +301,25 @@ def _resolve(job: Job, folder: str) -> Job:
             return path
         return posixpath.normpath(posixpath.join(folder, posixpath.expanduser(path)))
 
+    def beside(value: Any) -> Any:
+        """Paths within a tokenizer's settings, which only their beginning tells apart."""
+        if isinstance(value, dict):
+            return {key: beside(one) for key, one in value.items()}
+        if isinstance(value, str) and value.startswith(("./", "../")):
+            return absolute(value)
+        return value
+
     pipelines = {}
     for name, pipeline in job.pipelines.items():
         uris = [absolute(u) for u in pipeline.source.uris]
         source = pipeline.source.model_copy(update={"uri": uris[0] if len(uris) == 1 else uris})
         streams = {
-            s: v.model_copy(update={"checkpoint": absolute(v.checkpoint)}) if v.checkpoint else v
+            s: v.model_copy(
+                update={
+                    "checkpoint": absolute(v.checkpoint) if v.checkpoint else v.checkpoint,
+                    "config": beside(v.config),
+                }
+            )
             for s, v in pipeline.streams.items()
         }
         pipelines[name] = pipeline.model_copy(update={"source": source, "streams": streams})

@@ -60,6 +60,7 @@ class Descriptor:
     outputs: tuple[OutputSpec, ...]
     conditions: tuple[str, ...] = ()  # other fields that change the ids
     parent: str | None = None  # an output whose tokens it reads instead of media
+    parent_axes: tuple[str, ...] = ()  # with `parent`: the axes of its ids, () for any
     parent_codebooks: tuple[int, ...] = ()  # with `parent`: sizes of its codebooks, () for any
     parent_space: str | None = None  # with `parent`: the only space whose ids it understands
     device: Literal["cpu", "cuda", "any"] = "cpu"
@@ -260,8 +261,12 @@ class EngineMismatch(Exception):
     """
 
 
-def parent_mismatch(child: Descriptor, codebooks: tuple[int, ...], space: str) -> str | None:
-    """Why tokens of this space and these codebooks are not what the child reads, or None."""
+def parent_mismatch(
+    child: Descriptor, axes: tuple[str, ...], codebooks: tuple[int, ...], space: str
+) -> str | None:
+    """Why tokens of these axes, codebooks and this space are not what the child reads, or None."""
+    if child.parent_axes and child.parent_axes != axes:
+        return f"it reads ids with the axes {child.parent_axes}, the parent's have {axes}"
     if child.parent_codebooks and child.parent_codebooks != codebooks:
         return (
             f"it reads ids of the codebooks {child.parent_codebooks}, the parent's are {codebooks}"
@@ -276,7 +281,10 @@ def parent_mismatch(child: Descriptor, codebooks: tuple[int, ...], space: str) -
 
 @runtime_checkable
 class Decodes(Protocol):
-    """Beside `Tokenizer`: tokens back to media (numpy, or str for text)."""
+    """Beside `Tokenizer`: tokens back to media (numpy, or str for text).
+
+    One that reads a parent's tokens gives back those, with their axes.
+    """
 
     def decode(self, encoding: Encoding, conditions: Fields | None = None) -> Any: ...
 

@@ -92,7 +92,7 @@ class ParentReader:
                     why=f"it says {meta.recipe[:12]}, the ledger {self._parent.recipe[:12]}",
                     remedy="`tokenmill verify STORE` says how far the damage goes",
                 )
-            why = parent_mismatch(self._child, meta.codebook_sizes, meta.space)
+            why = parent_mismatch(self._child, meta.axes, meta.codebook_sizes, meta.space)
             if why is not None:  # the plan has looked: it must not come to this
                 raise ValueError(why)
 

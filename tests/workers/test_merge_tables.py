@@ -305,9 +305,11 @@ def test_merges_are_for_the_codes_they_were_learnt_on(tmp_path):
     write_table(table(lineage={"codes_space": "ab" * 32}), str(tmp_path / "m.safetensors"))
     tokenizer = MergesTokenizer.load(Checkpoint(uri=str(tmp_path / "m.safetensors")), {})
     descriptor = tokenizer.descriptor
-    assert parent_mismatch(descriptor, (4,), "ab" * 32) is None
-    assert "space" in str(parent_mismatch(descriptor, (4,), "cd" * 32))
-    assert "codebooks" in str(parent_mismatch(descriptor, (5,), "ab" * 32))
+    axes = ("H", "W")
+    assert parent_mismatch(descriptor, axes, (4,), "ab" * 32) is None
+    assert "space" in str(parent_mismatch(descriptor, axes, (4,), "cd" * 32))
+    assert "codebooks" in str(parent_mismatch(descriptor, axes, (5,), "ab" * 32))
+    assert "axes" in str(parent_mismatch(descriptor, ("T", *axes), (4,), "ab" * 32))
 
 
 @pytest.mark.parametrize(

@@ -175,6 +175,7 @@ def _descriptor(dtype: Literal["uint16", "uint32"], sizes: tuple[int, ...]) -> D
         fields=(ROLE,),
         outputs=(OutputSpec(name="merged", dtype=dtype, axes=("T",), codebook_sizes=sizes),),
         parent=ROLE,
+        parent_axes=("H", "W"),
         prepare_in="worker",
         licence_code="Apache-2.0",
         licence_weights="as the corpus it was learnt on",
