@@ -16,6 +16,7 @@ import pytest
 
 import tokenmill
 from tests.workers.toy_grids import CODES, text_of
+from tokenmill.pipelines.fit_tokens import fit_from_files, fit_from_store
 from tokenmill.pipelines.run import Report, run
 from tokenmill.pipelines.session import Options
 from tokenmill.schemas.errors import JobError, TokenizerError
@@ -25,6 +26,7 @@ from tokenmill.store.access import Access
 from tokenmill.store.ledger import Ledger
 from tokenmill.store.verify import verify
 from tokenmill.workers import registry
+from tokenmill.workers.tokenizers.bpe_image_merges.merge_table import read_table
 
 ROOT = Path(__file__).resolve().parents[2]
 RNG = np.random.default_rng(2)
@@ -83,6 +85,23 @@ class Place:
         assert report.exit_code == 0, report.why
         return report
 
+    def learn_from_the_store(self) -> None:
+        """The table knows whose codes it is about, and is the one that the grids alone give."""
+        store, out = str(self.folder / "store"), str(self.folder / "s.safetensors")
+        lineage = fit_from_store("bpe-image-merges", store, "vq", out, {"rules": 7})
+        dataset = tokenmill.open(store)
+        assert lineage["codes_space"] == dataset.spaces["vq"][0]
+        assert (lineage["snapshot"], lineage["vocab"]) == (dataset.snapshot, CODES)
+        assert lineage["grids"] == 40
+        grids = [row["vq"].reshape(row.shape("vq")) for row in dataset]
+        by_hand = str(self.folder / "h.safetensors")
+        cls: Any = registry.tokenizer_class("bpe-image-merges")
+        cls.fit(iter([{"vq": g} for g in grids]), by_hand, {"vocab": CODES, "rules": 7})
+        one, two = (read_table(Path(p), where=p) for p in (out, by_hand))
+        assert np.array_equal(one.rules, two.rules) and one.codes_space == lineage["codes_space"]
+        with pytest.raises(JobError, match="vq"):
+            fit_from_store("bpe-image-merges", store, "vqq", out, {})
+
     @property
     def encoded(self) -> int:
         """How often a picture went through the encoder."""
@@ -136,6 +155,7 @@ def test_other_merges_are_made_without_encoding_a_picture_again(place: Place) ->
     assert place.check(two) == 40
     assert place.runs("vq") == 1, "the parent was left alone"
     # another parent makes its child outdated, and both are made anew in one run
+    place.learn_from_the_store()
     report = place.run(place.job(two, vq={"plus": 1}), retokenize=True)
     assert report.counts.committed == 4 and place.encoded == 80
     assert place.check(two) == 40
@@ -251,3 +271,27 @@ def test_a_killed_driver_leaves_parents_whose_children_the_next_run_makes(place:
     subprocess.run([*command, *arguments], env=environment, cwd=ROOT, check=True, timeout=120)
     assert place.check(merges) == 800
     assert place.run(place.job(merges)).nothing_new
+
+
+def test_merges_are_learnt_from_files_of_grids(tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    grids = rng.integers(0, 5, (12, 6, 7)).astype(np.uint16)
+    np.save(tmp_path / "many.npy", grids[:11])
+    np.save(tmp_path / "one.npy", grids[11])
+    files = [str(tmp_path / "many.npy"), str(tmp_path / "one.npy")]
+    out = tmp_path / "new" / "m.safetensors"
+    lineage = fit_from_files("bpe-image-merges", files, str(out), {"rules": 6})
+    assert (lineage["grids"], lineage["files"]) == (12, ["many.npy", "one.npy"])
+    cls: Any = registry.tokenizer_class("bpe-image-merges")
+    cls.fit(iter([{"vq": g} for g in grids]), str(tmp_path / "m"), {"rules": 6})
+    assert np.array_equal(
+        read_table(out, where="").rules, read_table(tmp_path / "m", where="").rules
+    )
+    np.save(tmp_path / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
+    np.save(tmp_path / "floats.npy", np.zeros((2, 2)))
+    (tmp_path / "text.npy").write_text("no array")
+    for name in ("objects", "floats", "text", "gone"):
+        with pytest.raises(JobError, match="file of grids"):
+            fit_from_files("bpe-image-merges", [str(tmp_path / f"{name}.npy")], str(out), {})
+    with pytest.raises(TokenizerError, match="does not learn from tokens"):
+        fit_from_files("bpe", files, str(out), {})

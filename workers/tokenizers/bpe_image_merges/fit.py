@@ -48,7 +48,7 @@ def fit(samples: Iterator[Fields], out: str, config: Mapping[str, Any]) -> Mappi
             why=f"{skipped} samples, all of them no grids of codes",
             remedy="check the stream or the files",
         )
-    vocab = _vocab(grids, settings)
+    vocab = _vocab(grids, settings, origin.get("codebook_sizes"))
     rules, counts, merges = _learn(grids, vocab, settings)
     lineage = {
         "grids": len(grids),
@@ -105,17 +105,21 @@ def corpus_hash(grids: Grids) -> str:
     return digest.hexdigest()
 
 
-def _vocab(grids: Grids, settings: FitSettings) -> int:
+def _vocab(grids: Grids, settings: FitSettings, codebooks: Any) -> int:
+    """What the settings say, or the stream, or the highest code and one more."""
     highest = int(grids.codes.max())
-    if settings.vocab is None:
+    vocab = settings.vocab
+    if vocab is None and isinstance(codebooks, list) and len(codebooks) == 1:
+        vocab = int(codebooks[0])
+    if vocab is None:
         return highest + 1
-    if highest >= settings.vocab:
+    if highest >= vocab:
         raise TokenizerError(
-            f"a code is {highest}, and there should be {settings.vocab}",
+            f"a code is {highest}, and there should be {vocab}",
             where="config.vocab",
             remedy="name the size of the codebook",
         )
-    return settings.vocab
+    return vocab
 
 
 def _learn(
