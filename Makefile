@@ -5,13 +5,13 @@ BIN := $(VENV)/bin
 export RAY_USAGE_STATS_ENABLED := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint types clean
+.PHONY: demo test lint types long clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tokenmill needs Python 3.11 or newer, this is " + sys.version.split()[0])'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[fast,merges,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[fast,image,merges,data,cluster,dev]'
 	touch $@
 
 demo: $(VENV)/installed
@@ -27,6 +27,10 @@ types: $(VENV)/installed
 
 test: lint types
 	$(BIN)/python -m pytest
+
+# Real text of 100 MB in three formats, locally and on S3: some minutes.
+long: $(VENV)/installed
+	$(BIN)/python -m pytest -m long -s tests/long
 
 clean:
 	rm -rf $(VENV) demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -6,6 +6,7 @@ import json
 import sys
 import traceback
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +14,15 @@ import click
 import typer
 
 import tokenmill
-from tokenmill.pipelines import cli_asking, cli_tokenizers, summary
+from tokenmill.pipelines import (
+    cli_amending,
+    cli_asking,
+    cli_cluster,
+    cli_schedule,
+    cli_tokenizers,
+    cli_watch,
+    summary,
+)
 from tokenmill.pipelines.progress import progress
 from tokenmill.pipelines.run import dry_run
 from tokenmill.pipelines.run import run as run_job
@@ -87,9 +96,13 @@ def run(
     no_lease: Annotated[
         bool, typer.Option("--no-lease", help="Run although another run may be at work.")
     ] = False,
+    log: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Append JSON lines of what happens; - stderr")
+    ] = None,
 ) -> None:
     """Tokenize what a job's sources hold and its store does not. Resumes by itself."""
     options = _options(executor, address, workers, retokenize, not no_lease)
+    options = replace(options, log=log)
     with progress() as shown:
         report = run_job(load_job(job), options, watch=shown, say=shown.say)
     summary.show_run(report, job)
@@ -131,7 +144,11 @@ def init(
     print(f"wrote {path}: edit it, then `tokenmill plan {path}` and `tokenmill run {path}`")
 
 
+cli_amending.register(app)
 cli_asking.register(app)
+cli_cluster.register(app)
+cli_schedule.register(app)
+cli_watch.register(app)
 app.add_typer(cli_tokenizers.app, name="tokenizers")
 
 

@@ -8,10 +8,11 @@ of an attempt that was given up is recognised by its token and ignored.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from tokenmill.schemas.ledger import FORGOTTEN
 from tokenmill.schemas.work import (
     FailureClass,
     ParentRows,
@@ -34,6 +35,7 @@ CONDEMNED_IN_A_ROW = 20
 REPLANS = 3
 # A pool whose workers die before they are ready, so often in a row, is not going to start.
 FAILED_STARTS = 3
+_TAKEN_OUT = (FORGOTTEN, "taken out by `tokenmill forget`")
 
 
 # ---------------------------------------------------------------------------------- events
@@ -185,6 +187,7 @@ class NewTask:
     recipe: str
     planned_seq: int  # the ledger's sequence that the plan knew
     replaces: bool = False
+    forgotten: frozenset[bytes] = frozenset()  # samples that get no tokens, unread
     after: str | None = None
     parent: ParentRows | None = None
 
@@ -207,6 +210,7 @@ class _Work:
     attempt: int | None = None
     avoid: int | None = None  # a worker it failed on
     isolate: frozenset[bytes] = frozenset()
+    alone: dict[bytes, int] = field(default_factory=dict)  # deaths while native code held only it
     condemned: dict[bytes, tuple[str, str]] = field(default_factory=dict)
     tolerate: frozenset[str] = frozenset()
     suspected: frozenset[str] = frozenset()
@@ -220,6 +224,15 @@ class _Worker:
     running: dict[int, Name] = field(default_factory=dict)
 
 
+@dataclass(kw_only=True, slots=True)
+class _Held:
+    """Places to plan again, as soon as none of these tasks is under way there: a plan made before
+    would overlap what they are about to commit."""
+
+    uris: set[str] = field(default_factory=set)
+    blockers: set[Name] = field(default_factory=set)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PoolLimits:
     """How many workers a pool may have, and what of the shared capacity one of them takes."""
@@ -227,6 +240,15 @@ class PoolLimits:
     most: int
     cpus: float = 1.0
     gpus: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Load:
+    """One pool, for people who watch."""
+
+    queued: int
+    running: int
+    workers: int
 
 
 @dataclass(kw_only=True)
@@ -239,10 +261,14 @@ class Counts:
     failed: int = 0
     samples: int = 0
     tokens: int = 0
-    quarantined: int = 0
+    quarantined: int = 0  # without those that were forgotten before
     absent: int = 0
     input_faults: int = 0
     stored: int = 0  # bytes of shard files
+
+
+def _quarantined(result: TaskResult) -> int:
+    return sum(fault.reason != FORGOTTEN for fault in result.quarantined)
 
 
 class Coordinator:
@@ -282,8 +308,8 @@ class Coordinator:
         self._condemned_in_a_row = 0
         self._failed_starts: dict[Pool, int] = {}
         self._replans: dict[str, int] = {}
-        self._replanning = 0
-        self._postponed: list[Replan] = []
+        self._held: dict[str, _Held] = {}
+        self._asked: Replan | None = None
         self._abandoned: list[str] = []
         self.counts = Counts()
 
@@ -293,16 +319,12 @@ class Coordinator:
         for new in tasks:
             if new.name in self._work:
                 continue
-            work = self._work[new.name] = _Work(new=new)
+            self._work[new.name] = _Work(new=new)
             self.counts.planned += 1
             if new.after is None:
                 self._waiting[new.pool].append(new.name)
-                continue
-            work.state = "blocked"
-            parent = (new.unit.pipeline, new.unit.id, new.after)
-            if parent not in self._work:
-                raise ValueError(f"{new.name} waits for {new.after!r}, which is not planned")
-            self._children.setdefault(parent, []).append(new.name)
+            else:
+                self._block(new.name, (new.unit.pipeline, new.unit.id, new.after))
 
     def adopt(self, worker: int, pool: Pool) -> None:
         """A worker that the probe has started already."""
@@ -317,6 +339,14 @@ class Coordinator:
     @property
     def workers(self) -> int:
         return len(self._workers)
+
+    def load(self) -> dict[Pool, Load]:
+        found = {}
+        for pool, queue in self._waiting.items():
+            mine = [w for w in self._workers.values() if w.pool == pool]
+            running = sum(len(w.running) for w in mine)
+            found[pool] = Load(queued=len(queue), running=running, workers=len(mine))
+        return found
 
     @property
     def paused_for(self) -> str:
@@ -337,16 +367,17 @@ class Coordinator:
             case Answered():
                 decisions += self._on_answer(event, now)
             case Committed():
-                decisions += self._on_committed(event)
+                self._on_committed(event)
             case CommitPostponed():
                 self._committing.discard(event.pipeline)
                 self._give_back(event.pipeline)
                 self._store_fails(event.why, now)
             case Replanned():
-                self._replanning -= 1
+                self._asked = None
                 self.add(event.tasks)
             case ReplanPostponed():
-                self._postponed.append(event.decision)
+                self._asked = None
+                self._hold(event.decision.pipeline, event.decision.uris)
                 self._store_fails(event.why, now)
             case StopAsked():
                 self._stop = self._stop or event
@@ -390,9 +421,7 @@ class Coordinator:
             elif suspects - work.isolate - work.condemned.keys():
                 work.isolate |= suspects  # next time these go one by one
             elif len(suspects) == 1:
-                why = f"the worker process died while it encoded this sample alone: {event.why}"
-                work.condemned[next(iter(suspects))] = ("process-died", why)
-                blamed = True
+                blamed = self._suspect(work, next(iter(suspects)), event.why)
             else:
                 work.lost += 1
                 work.avoid = event.worker
@@ -404,6 +433,17 @@ class Coordinator:
                 why=f"workers died on {CONDEMNED_IN_A_ROW} samples in a row: not the samples' "
                 "fault; nothing of this was committed",
             )
+
+    def _suspect(self, work: _Work, sample: bytes, why: str) -> bool:
+        """Whether the sample is condemned. Whoever kills from outside hits innocents too, so that
+        one death alone proves nothing: all but one of the attempts must have died on it so."""
+        deaths = work.alone.get(sample, 0) + 1
+        work.alone[sample] = deaths
+        if deaths < self._attempts - 1:
+            return False
+        text = f"the worker process died {deaths} times while it encoded this sample alone: {why}"
+        work.condemned[sample] = ("process-died", text)
+        return True
 
     def _requeue(self, name: Name, why: str) -> None:
         work = self._work[name]
@@ -418,16 +458,30 @@ class Coordinator:
             work.state = "waiting"
             self._waiting[work.new.pool].appendleft(name)
 
+    def _block(self, name: Name, parent: Name) -> None:
+        """`name` waits for the commit of `parent`, or fails with it."""
+        if parent not in self._work:
+            raise ValueError(f"{name} waits for {parent}, which is not planned")
+        self._work[name].state = "blocked"
+        self._children.setdefault(parent, []).append(name)
+        if self._work[parent].state == "failed":
+            self._give_up_children(parent)
+
+    def _blocked(self, parent: Name) -> list[Name]:
+        """Those that have waited for `parent` until now, but for those planned anew meanwhile."""
+        children = self._children.pop(parent, [])
+        return [n for n in children if n in self._work and self._work[n].state == "blocked"]
+
     def _give_up_children(self, name: Name) -> None:
         """Their parent has failed: there will be nothing to read in this run."""
-        for child in self._children.pop(name, []):
+        for child in self._blocked(name):
             self._work[child].state = "failed"
             self.counts.failed += 1
             self._give_up_children(child)
 
     def _free_children(self, name: Name, parent: ParentRows) -> None:
         """Their parent is committed: its rows can be read."""
-        for child in self._children.pop(name, []):
+        for child in self._blocked(name):
             work = self._work[child]
             work.new = replace(work.new, after=None, parent=parent)
             work.state = "waiting"
@@ -459,7 +513,7 @@ class Coordinator:
         counts.finished += 1
         counts.samples += result.enumerated
         counts.tokens += result.tokens
-        counts.quarantined += len(result.quarantined)
+        counts.quarantined += _quarantined(result)
         counts.absent += result.absent
         counts.input_faults += len(result.input_faults)
         counts.stored += sum(s.size for s in result.shards)
@@ -478,7 +532,7 @@ class Coordinator:
                 work.avoid = worker
                 self._requeue(name, failure.message)
             case FailureClass.INPUT_CHANGED:
-                yield from self._on_changed(name, failure)
+                self._on_changed(name, failure)
             case FailureClass.SYSTEMATIC:
                 yield from self._on_systematic(name, work, failure, worker)
             case FailureClass.JOB | FailureClass.PROGRAM:
@@ -487,30 +541,67 @@ class Coordinator:
                     code = 2 if failure.kind is FailureClass.JOB else 70
                 self._fatal = Finish(exit_code=code, why=failure.message, error=failure.error)
 
-    def _on_changed(self, name: Name, failure: TaskFailure) -> Iterator[Decision]:
-        """The unit's other waiting tasks would fail in the same way: all go back to planning."""
-        for other in [n for n in self._work if n[:2] == name[:2]]:
-            if other not in self._work:
-                continue  # a child, gone with its parent
-            if self._work[other].state == "waiting" or other == name:
-                self._drop_children(other)
-                self._drop(other)
-        again = max((self._replans.get(u, 0) for u in failure.changed), default=0) + 1
+    def _on_changed(self, name: Name, failure: TaskFailure) -> None:
+        """Back to planning, the places of the unit that did not change too."""
+        pipeline, places = name[0], self._places(name)
+        self._drop([name])
+        held = self._held.get(pipeline, _Held())
         for uri in failure.changed:
-            self._replans[uri] = again
-        if again > REPLANS:
+            if uri not in held.uris:  # each task that met the same change tells of it
+                self._replans[uri] = self._replans.get(uri, 0) + 1
+        restless = [uri for uri in failure.changed if self._restless(uri)]
+        if restless:
             self.counts.failed += 1
-            self._abandoned.append(f"{', '.join(failure.changed)}: changes while it is read")
-            return
-        self._replanning += 1
-        yield Replan(pipeline=name[0], uris=failure.changed)
+            self._abandoned.append(f"{', '.join(restless)}: changes while it is read")
+        self._hold(pipeline, places)
 
-    def _drop(self, name: Name) -> None:
-        work = self._work.pop(name)
-        queue = self._waiting[work.new.pool]
-        if name in queue:
-            queue.remove(name)
-        self.counts.planned -= 1
+    def _restless(self, uri: str) -> bool:
+        return self._replans.get(uri, 0) > REPLANS
+
+    def _hold(self, pipeline: str, uris: Iterable[str]) -> None:
+        """Plan these places again, and with them those of every task that waits to read there."""
+        held = self._held.setdefault(pipeline, _Held())
+        held.uris.update(uris)
+        while True:
+            touching = [n for n in self._work if n[0] == pipeline and self._touches(n, held.uris)]
+            waiting = [n for n in touching if self._work[n].state in ("blocked", "waiting")]
+            if not waiting:
+                break
+            for name in waiting:
+                held.uris |= self._places(name)
+            self._drop(waiting)
+        held.blockers = set(touching)
+        held.uris -= {uri for uri in held.uris if self._restless(uri)}
+
+    def _places(self, name: Name) -> set[str]:
+        return {span.input.uri for span in self._work[name].new.unit.spans}
+
+    def _touches(self, name: Name, uris: set[str]) -> bool:
+        return any(span.input.uri in uris for span in self._work[name].new.unit.spans)
+
+    def _release(self) -> Iterator[Decision]:
+        """Ask for the plans that nothing of ours stands in the way of any more, one at a time."""
+        for pipeline, held in list(self._held.items()):
+            held.blockers = {
+                n for n in held.blockers if n in self._work and self._work[n].state != "failed"
+            }
+            for name in list(held.blockers):
+                if name in self._work and self._work[name].state == "waiting":  # it was lost
+                    self._hold(pipeline, self._places(name))
+            if held.blockers or self._asked is not None:
+                continue
+            del self._held[pipeline]
+            if held.uris:
+                self._asked = Replan(pipeline=pipeline, uris=tuple(sorted(held.uris)))
+                yield self._asked
+
+    def _drop(self, names: Sequence[Name]) -> None:
+        gone = set(names)
+        for pool in {self._work.pop(name).new.pool for name in names}:
+            queue = self._waiting[pool]
+            if not gone.isdisjoint(queue):
+                self._waiting[pool] = deque(n for n in queue if n not in gone)
+        self.counts.planned -= len(names)
 
     def _on_systematic(
         self, name: Name, work: _Work, failure: TaskFailure, worker: int
@@ -543,7 +634,7 @@ class Coordinator:
             self._requeue(name, "its worker was replaced")
         yield StopWorker(worker=worker)
 
-    def _on_committed(self, event: Committed) -> Iterator[Decision]:
+    def _on_committed(self, event: Committed) -> None:
         self._committing.discard(event.pipeline)
         self._store_works()
         for unit, stream in event.committed:
@@ -557,16 +648,8 @@ class Coordinator:
             work = self._work.pop((event.pipeline, unit, stream))
             uris.update(s.input.uri for s in work.new.unit.spans)
             self._uncount(work.result)
-            self._drop_children((event.pipeline, unit, stream))
         if uris:
-            self._replanning += 1
-            yield Replan(pipeline=event.pipeline, uris=tuple(sorted(uris)))
-
-    def _drop_children(self, name: Name) -> None:
-        """Another run committed their parent, perhaps with another cut: planned anew with it."""
-        for child in self._children.pop(name, []):
-            self._drop_children(child)
-            self._drop(child)
+            self._hold(event.pipeline, uris)
 
     def _uncount(self, result: TaskResult | None) -> None:
         """Another run committed it: it is not part of what this run did."""
@@ -575,7 +658,7 @@ class Coordinator:
             self.counts.finished -= 1
             self.counts.samples -= result.enumerated
             self.counts.tokens -= result.tokens
-            self.counts.quarantined -= len(result.quarantined)
+            self.counts.quarantined -= _quarantined(result)
             self.counts.absent -= result.absent
             self.counts.input_faults -= len(result.input_faults)
             self.counts.stored -= sum(s.size for s in result.shards)
@@ -618,8 +701,7 @@ class Coordinator:
         if now >= self._paused_until:
             yield from self._commits(now)
         if self._stop is None and now >= self._paused_until:
-            yield from self._postponed
-            self._postponed = []
+            yield from self._release()
             yield from self._assign()
             yield from self._resize()
         yield from self._end()
@@ -630,6 +712,7 @@ class Coordinator:
             return
         due = (
             self._stop is not None
+            or bool(self._held)  # they wait for what is finished there
             or waiting >= COMMIT_UNITS
             or (self._oldest_done is not None and now - self._oldest_done >= COMMIT_SECONDS)
             or not any(w.state in ("waiting", "running") for w in self._work.values())
@@ -687,7 +770,7 @@ class Coordinator:
             attempt=attempt,
             run=self._run,
             isolate=work.isolate,
-            condemned=dict(work.condemned),
+            condemned={**dict.fromkeys(work.new.forgotten, _TAKEN_OUT), **work.condemned},
             tolerate=work.tolerate,
             parent=work.new.parent,
         )
@@ -735,7 +818,7 @@ class Coordinator:
         if self._committing or any(self._done.values()):
             if self._fatal is None or self._store_failing_since is None:
                 return  # the last commit is on its way
-        elif self._stop is None and (not self.idle or self._replanning > 0):
+        elif self._stop is None and (not self.idle or self._held or self._asked is not None):
             return
         for id_ in list(self._workers):
             del self._workers[id_]

@@ -12,10 +12,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 from tokenmill.pipelines.coordinator import Coordinator, Counts, Finish, NewTask
-from tokenmill.pipelines.executors import Executor
+from tokenmill.pipelines.executors import Executor, Running
 from tokenmill.pipelines.loop import Committer, Stops, Watcher, drive
+from tokenmill.pipelines.observing import Observing
 from tokenmill.pipelines.plan import Plan
 from tokenmill.pipelines.session import Options, Session, refuse_outdated
+from tokenmill.pipelines.tally import Bound, Tally, bound_by
 from tokenmill.schemas.job import Job
 from tokenmill.schemas.tokenizer import WorkerFacts
 from tokenmill.store.lease import Lease, this_process
@@ -37,6 +39,8 @@ class Report:
     counts: Counts = field(default_factory=Counts)
     start_seconds: float = 0.0  # until the first task could go out
     work_seconds: float = 0.0
+    tally: Tally = field(default_factory=Tally)
+    bound: Bound = field(default_factory=lambda: Bound(by=""))
 
     @property
     def nothing_new(self) -> bool:
@@ -95,12 +99,25 @@ def run(job: Job, options: Options, *, watch: Watcher, say: Say) -> Report:
         for worker, pool in session.kept.items():
             coordinator.adopt(worker, pool)
         report.start_seconds = time.monotonic() - began
+        observing = Observing(
+            job=job.name, run=run_id, leases=leases, log=options.log, on_ray=executor.name == "ray"
+        )
         stops = Stops(job.limits, lost=lambda: any(x.lost for x in leases), gpus=executor.gpus)
         with stops.signals():
-            finish = _drive(session, executor, coordinator, ledger, report, stops, watch, say)
+            finish = _drive(
+                session, executor, coordinator, ledger, report, stops, watch, say, observing
+            )
         report.counts = coordinator.counts
         report.work_seconds = time.monotonic() - began - report.start_seconds
         _judge(job, report, finish)
+        report.tally = observing.tally
+        report.bound = bound_by(
+            observing.tally,
+            listing=session.listing_seconds,
+            starting=report.start_seconds,
+            working=report.work_seconds,
+        )
+        observing.ended(report.exit_code, report.why, coordinator)
         _finish_runs(ledger, report)
     return report
 
@@ -122,6 +139,7 @@ def _drive(
     stops: Stops,
     watch: Watcher,
     say: Say,
+    observing: Observing,
 ) -> Finish:
     facts: dict[str, dict[str, StreamFacts]] = defaultdict(dict)
     for (pipeline, stream), found in session.facts.items():
@@ -148,8 +166,14 @@ def _drive(
             "host": socket.gethostname(),
             "job_json": json.dumps(session.job_without_secrets(), sort_keys=True),
         },
+        observers=(observing.committed,),
     )
-    return drive(coordinator, executor, committer, replan=replan, watch=watch, stops=stops)
+
+    def watch_all(coordinator: Coordinator, running: Running) -> None:
+        watch(coordinator, running)
+        observing.watch(coordinator, running)
+
+    return drive(coordinator, executor, committer, replan=replan, watch=watch_all, stops=stops)
 
 
 def _judge(job: Job, report: Report, finish: Finish) -> None:
@@ -176,6 +200,7 @@ def _finish_runs(ledger: Ledger, report: Report) -> None:
         "quarantined": report.counts.quarantined,
         "absent": report.counts.absent,
         "seconds": round(report.start_seconds + report.work_seconds, 3),
+        "bound_by": report.bound.by,
     }
     for pipeline in report.plans:
         ledger.finish_run(pipeline, report.run, state, summary)

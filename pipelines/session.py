@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,6 +44,7 @@ class Options:
     workers: int | None = None
     retokenize: bool = False
     lease: bool = True
+    log: str | None = None
 
 
 def load_job(path: str) -> Job:
@@ -76,6 +78,8 @@ class Session:
         self.inputs: dict[str, list[Input]] = {}
         self.facts: dict[Pool, WorkerFacts] = {}
         self.kept: dict[int, Pool] = {}
+        self.forgotten: dict[str, Mapping[bytes, frozenset[bytes]]] = {}
+        self.listing_seconds = 0.0
 
     def existing_ledger(self) -> Ledger | None:
         """The store's ledger, or None where there is no store yet (a dry run creates none)."""
@@ -183,8 +187,10 @@ class Session:
                         pass
 
     def list(self) -> None:
+        began = time.monotonic()
         for name, source in self.sources.items():
             self.inputs[name] = list(source.list())
+        self.listing_seconds = time.monotonic() - began
 
     def check_fields(self) -> None:
         """A field that no input has is the job's mistake, not every sample's."""
@@ -213,6 +219,7 @@ class Session:
             if only is not None:
                 inputs = [i for i in self.sources[name].list() if i.uri in set(only[1])]
             seq = ledger.seq(name) if ledger else 0
+            self.forgotten[name] = forgotten(ledger, name) if ledger else {}
             coverage = covered(ledger, name) if ledger else {}
             streams = [s for s, c in config.streams.items() if c.parent is None]
             made = plan(
@@ -250,7 +257,9 @@ class Session:
 
     def tasks(self, plans: Planned) -> Iterator[NewTask]:
         for name, (made, seq) in plans.items():
+            gone = self.forgotten[name]
             for task in made.tasks:
+                places = [s.input.source for s in task.unit.spans] if gone else []
                 yield NewTask(
                     unit=task.unit,
                     stream=task.stream,
@@ -259,6 +268,7 @@ class Session:
                     replaces=task.replaces,
                     after=task.after,
                     parent=task.parent,
+                    forgotten=frozenset().union(*(gone.get(place, ()) for place in places)),
                 )
 
 
@@ -320,6 +330,15 @@ def parent_files(
         if row["path"] is not None:  # a unit without rows has no file
             files.append(ParentFile(path=row["path"], first_row=row["first_row"], rows=row["rows"]))
     return found
+
+
+def forgotten(ledger: Ledger, pipeline: str) -> dict[bytes, frozenset[bytes]]:
+    """Place -> its samples that `tokenmill forget` took out. They get no tokens again."""
+    rows = ledger.rows("forgotten", pipeline=pipeline, columns=["source_id", "sample"])
+    found: dict[bytes, set[bytes]] = {}
+    for place, sample in zip(*(rows[c].to_pylist() for c in rows.column_names), strict=True):
+        found.setdefault(place, set()).add(sample)
+    return {place: frozenset(samples) for place, samples in found.items()}
 
 
 def refuse_outdated(plans: Planned, session: Session, ledger: Ledger) -> None:

@@ -41,6 +41,8 @@ def show_run(report: Report, job: str) -> None:
     ):
         table.add_row(name, value)
     console.print(table)
+    if report.bound.by:
+        console.print(f"  bounded by       {report.bound}", soft_wrap=True, markup=False)
     # outside the table: a path must be whole to be pasted
     console.print(f"  store            {report.store}", soft_wrap=True)
     if report.exit_code:

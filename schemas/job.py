@@ -79,8 +79,9 @@ class Stream(_Model):
     the job file's folder."""
     required: bool = False
     """A sample without the field is quarantined (true) or `absent` (false)."""
-    encoding: Literal["auto", "plain", "zstd"] = "auto"
-    """How ids lie in shards; auto measures the first block."""
+    encoding: Literal["auto", "plain", "zstd", "packed"] = "auto"
+    """How ids lie in shards; auto measures the first block, once per recipe. packed: as many bits
+    per id as the codebook needs."""
     runtime_env: dict[str, Any] = {}
     """Ray runtime environment of this stream's workers."""
 

@@ -1,4 +1,5 @@
-"""The ledger's one table: a row per committed fact, five kinds, append only.
+"""The ledger's one table: a row per committed fact, six kinds. Rows are only appended, but for
+`forget --rewrite`, which replaces the unit rows of a commit (store/forget.py).
 
 For one (pipeline, stream, input, span) the row committed last is valid; of the versions of one
 place (`source_id`) the one committed last is. Delta has no unsigned integers: ids and hashes are
@@ -10,7 +11,10 @@ from __future__ import annotations
 import pyarrow as pa
 
 LEDGER_FORMAT = 1
-KINDS = ("unit", "input", "quarantine", "run", "tokenizer")
+KINDS = ("unit", "input", "quarantine", "run", "tokenizer", "forgotten")
+
+# Reason of the quarantine row that a forgotten sample gets wherever it is met again.
+FORGOTTEN = "forgotten"
 
 _BINARY, _TEXT, _INT = pa.binary(), pa.string(), pa.int64()
 
@@ -93,6 +97,12 @@ TOKENIZER = [
     ("config", _TEXT),  # JSON
     # shared: tokenizer, space, recipe, modality
 ]
+
+
+# forgotten: one per row of a unit that no later snapshot may show. All columns are shared: unit,
+# order_hash, row (of the unit, in every stream of that order), sample, source_id, uri, reason
+# (what the person gave). Attempts committed before it are masked; later ones get the sample
+# condemned by the driver, and a quarantine row of the reason FORGOTTEN.
 
 
 def _schema() -> pa.Schema:

@@ -16,12 +16,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-FORMAT_VERSION = 1
+# The newest that is read. 2 brought packed ids; files without them are still written as 1, so that
+# an older tokenmill refuses by name what it cannot read and nothing else.
+FORMAT_VERSION = 2
+FORMAT_OF = {"plain": 1, "zstd": 1, "packed": 2}
 
 # Metadata keys of the Arrow schema; values are UTF-8, JSON where said.
 META_FORMAT = b"tokenmill.format_version"
 META_SHARD = b"tokenmill.shard"  # JSON: ShardMeta
 META_BATCH_ROWS = b"tokenmill.batch_rows"
+META_ENCODING = b"tokenmill.encoding"  # plain | zstd | packed
 
 # Rolled at 128 MiB: measured, design section 8 (128 to 256)
 ROLL_BYTES = 128 << 20
@@ -30,6 +34,9 @@ BATCH_ROWS_ZSTD = 64  # a random read decompresses one batch: keep it small
 BATCH_BYTES = 64 << 20
 # zstd pays only below this ratio (text); above it costs 10 to 100 times in random access
 ZSTD_RATIO = 0.7
+# packed bits pay at or below this part of the dtype: 11 of 16 bits (audio), 18 of 32 (video), not
+# 14 of 16 (image grids), where a copy would save an eighth
+PACKED_RATIO = 0.8
 
 
 class Verdict(IntEnum):

@@ -1,8 +1,8 @@
 """Rows of tokens to Arrow and back: flat buffers all the way, no object per sample.
 
 A shard's columns: id fixed_size_binary(16), key string, source dictionary<int32, string>,
-verdict uint8, ids list<uintN> (null where there are no tokens), and where they are given: span
-string, shape list<int32>, n_valid int32.
+verdict uint8, ids list<uintN> or packed bits (null where there are no tokens), and where they are
+given: span string, shape list<int32>, n_valid int32.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from tokenmill.schemas.identity import ID_BYTES
 from tokenmill.schemas.shard import TokenRows, Verdict
+from tokenmill.store import packed
 
-# What `ids` may hold; bfloat16 and packed bits need an Arrow extension type, which is to come.
+# What `ids` may hold; bfloat16 needs an Arrow extension type, which is to come.
 DTYPES = ("uint8", "uint16", "uint32", "uint64", "float16", "float32")
 MAX_OFFSET = 2**31 - 1  # list offsets are int32 per batch
 ROW_BYTES = 40  # id, verdict, offsets, source index, a little more: for the size of a batch
@@ -27,12 +28,13 @@ ROW_BYTES = 40  # id, verdict, offsets, source index, a little more: for the siz
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layout:
-    """Which columns a shard file has; `dtype` is that of `ids`."""
+    """Which columns a shard file has; `dtype` is that of `ids`, `bits` their width if packed."""
 
     dtype: str
     span: bool
     shape: bool
     n_valid: bool
+    bits: int | None = None
 
     @classmethod
     def of(cls, rows: TokenRows, dtype: str) -> Layout:
@@ -49,12 +51,17 @@ class Layout:
             pa.field("key", pa.string(), nullable=False),
             pa.field("source", pa.dictionary(pa.int32(), pa.string()), nullable=False),
             pa.field("verdict", pa.uint8(), nullable=False),
-            pa.field("ids", pa.list_(pa.from_numpy_dtype(np.dtype(self.dtype)))),
+            self._ids(),
         ]
         fields += [pa.field("span", pa.string())] if self.span else []
         fields += [pa.field("shape", pa.list_(pa.int32()))] if self.shape else []
         fields += [pa.field("n_valid", pa.int32())] if self.n_valid else []
         return pa.schema(fields, metadata=metadata)
+
+    def _ids(self) -> pa.Field:
+        if self.bits is not None:
+            return packed.field(self.bits, self.dtype)
+        return pa.field("ids", pa.list_(pa.from_numpy_dtype(np.dtype(self.dtype))))
 
 
 def checked(rows: TokenRows, dtype: str) -> TokenRows:
@@ -251,8 +258,12 @@ def texts(values: Sequence[str | None]) -> pa.Array:
 
 
 def to_batch(rows: TokenRows, schema: pa.Schema, names: SourceNames) -> pa.RecordBatch:
-    """One record batch of `schema` (see Layout). Null ids, shape, n_valid without tokens."""
+    """One record batch of `schema` (see Layout). Null ids, shape, n_valid without tokens.
+
+    Raises ValueError where an id is too large for packed bits.
+    """
     present = rows.verdicts == Verdict.TOKENS
+    bits = packed.bits_of(schema.field("ids"))
     columns = {
         "id": pa.FixedSizeBinaryArray.from_buffers(
             pa.binary(ID_BYTES), rows.n, [None, pa.py_buffer(rows.ids)]
@@ -260,7 +271,9 @@ def to_batch(rows: TokenRows, schema: pa.Schema, names: SourceNames) -> pa.Recor
         "key": texts(rows.keys),
         "source": names.encode(rows.sources),
         "verdict": pa.array(rows.verdicts, pa.uint8()),
-        "ids": _lists(rows.lengths, pa.array(rows.values), present),
+        "ids": _lists(rows.lengths, pa.array(rows.values), present)
+        if bits is None
+        else packed.lists(rows.lengths, rows.values, present, bits),
     }
     if "span" in schema.names:
         columns["span"] = texts(rows.spans if rows.spans is not None else [None] * rows.n)

@@ -52,12 +52,16 @@ class Rivals:
     own: dict[Name, tuple[int, int]] = field(default_factory=dict)
     cells: dict[tuple[str, bytes], list[_Rival]] = field(default_factory=dict)
     versions: dict[tuple[str, bytes], dict[bytes, int]] = field(default_factory=dict)
+    forgotten: dict[bytes, int] = field(default_factory=dict)  # place -> seq of the last forget
 
     def learn(self, news: Mapping[str, pa.Table]) -> None:
-        """Rows after `seq`, by kind: input, unit, tokenizer and run."""
+        """Rows after `seq`, by kind: input, unit, forgotten, tokenizer and run."""
         self.learn_pipeline(news)
         self.learn_cells(news["input"].to_pylist())
         self.learn_units(news["unit"].sort_by("seq").to_pylist())
+        for row in news["forgotten"].to_pylist():
+            place = row["source_id"]
+            self.forgotten[place] = max(self.forgotten.get(place, 0), row["seq"])
 
     def learn_pipeline(self, rows: Mapping[str, pa.Table]) -> None:
         """Rows of kind tokenizer (TOKENIZER_KEY) and run (run, state)."""
@@ -118,14 +122,18 @@ class Rivals:
 
     def _conflict(self, entry: Entry, claims: Sequence[_Claim], planned_seq: int) -> str | None:
         stream, recipe = entry.result.stream, entry.result.recipe
-        if not self.cells:
+        if not self.cells and not self.forgotten:
             return None
         for input_, place, start, end, uri in claims:
+            if self.forgotten.get(place, 0) > planned_seq:
+                return f"samples of {uri} were forgotten meanwhile"
             for rival in self.cells.get((stream, input_), ()):
                 if rival.seq <= planned_seq or rival.end <= start or end <= rival.start:
                     continue
                 if rival.recipe == recipe or not entry.replaces:
                     return f"another run committed cells of {uri}"
+                if rival.start < start or end < rival.end:
+                    return f"another run committed cells of {uri} that this would hide in part"
             for version, seq in self.versions.get((stream, place), {}).items():
                 if seq > planned_seq and version != input_:
                     return f"another run committed another version of {uri}"

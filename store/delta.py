@@ -244,6 +244,25 @@ class DeltaLedger:
         )
         self._make_durable()
 
+    def replace(
+        self, rows: pa.Table, *, commits: Sequence[str], app: str, seq: int, commit_id: str
+    ) -> None:
+        """Put `rows` in place of all unit rows of these commits (hexadecimal ids), which they
+        carry on. Atomic, on *this* version; raises as `append`, also where anybody appended."""
+        names = ", ".join(f"'{commit}'" for commit in commits)
+        write_deltalake(
+            self._table,
+            rows,
+            mode="overwrite",
+            predicate=f"kind = 'unit' AND commit_id IN ({names})",
+            partition_by=["kind"],
+            commit_properties=CommitProperties(
+                app_transactions=[Transaction(app, seq)],
+                custom_metadata={"commit_id": commit_id},
+            ),
+        )
+        self._make_durable()
+
     def _make_durable(self) -> None:
         """deltalake does not fsync: without this a power cut takes back what we called done."""
         folder = self._access.local_path(f"{LEDGER}/_delta_log")

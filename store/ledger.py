@@ -17,7 +17,7 @@ import random
 import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -40,6 +40,7 @@ from tokenmill.store.ledger_rows import (
     StreamFacts,
     check_entry,
     commit_rows,
+    forgotten_rows,
     tokenizer_key,
     tokenizer_row,
 )
@@ -77,6 +78,7 @@ COVERAGE_COLUMNS = (
 _RIVAL_COLUMNS = {
     "input": ("run", "seq", "stream", "input", "source_id", "span_start", "span_end", "recipe"),
     "unit": ("run", "seq", "unit", "stream", "path"),
+    "forgotten": ("seq", "source_id"),
 }
 _PIPELINE_COLUMNS = {"tokenizer": TOKENIZER_KEY, "run": ("run", "state")}
 
@@ -262,6 +264,52 @@ class Ledger:
             rivals.seq += 1
             rivals.states.add(state)
 
+    def forget(
+        self, pipeline: str, rows: Sequence[Mapping[str, Any]], *, run: str, seq: int
+    ) -> bool:
+        """Record forgotten rows, if the pipeline still stands at commit `seq`: what was committed
+        after it has not been looked at. False: look again, then try again.
+
+        Entries that were planned before it and hold samples of the same places must give way.
+        Raises StoreUnavailable, StoreError.
+        """
+        with self._lock:
+            self._table.refresh()
+            if self._table.seq(_app(pipeline)) != seq:
+                return False
+            stamp = Stamp(
+                pipeline=pipeline,
+                seq=seq + 1,
+                commit_id=uuid.uuid4().hex,
+                run=run,
+                at=datetime.fromtimestamp(self.access.now(), UTC),
+            )
+            races = _Races(self._table, pipeline)
+            return races.append(forgotten_rows(stamp, rows), seq + 1, stamp.commit_id)
+
+    def amend(
+        self, pipeline: str, commits: Sequence[str], change: Callable[[pa.Table], pa.Table | None]
+    ) -> bool:
+        """Replace the unit rows of these commits by what `change` makes of them, all columns; it
+        may be called again when a race is lost. None: there is nothing to do any more (False).
+
+        For shard files that were rewritten: the rows keep seq and commit, so that nothing that was
+        hidden is seen again. Raises StoreUnavailable, StoreError.
+        """
+        with self._lock:
+            races = _Races(self._table, pipeline)
+            columns = {"unit": LEDGER_SCHEMA.names}
+            chosen = pc.field("commit_id").isin(pa.array(commits, pa.string()))
+            while True:
+                self._table.refresh()
+                seq = self._table.seq(_app(pipeline))
+                found = self._table.read(columns, pipeline=pipeline, filter=chosen)["unit"]
+                rows = change(found)
+                if rows is None:
+                    return False
+                if races.replace(rows, commits, seq + 1, uuid.uuid4().hex):
+                    return True
+
     def compact(self) -> dict[str, Any]:
         """Merge small files and write a checkpoint; commits go on meanwhile."""
         with self._lock:
@@ -320,8 +368,21 @@ class _Races:
 
     def append(self, rows: pa.Table, seq: int, commit_id: str) -> bool:
         """Whether the rows are in. False: learn anew and try again."""
+        app = _app(self._pipeline)
+        return self._try(lambda: self._table.append(rows, app=app, seq=seq, commit_id=commit_id))
+
+    def replace(self, rows: pa.Table, commits: Sequence[str], seq: int, commit_id: str) -> bool:
+        """As `append`, for the unit rows of some commits."""
+        app = _app(self._pipeline)
+        return self._try(
+            lambda: self._table.replace(
+                rows, commits=commits, app=app, seq=seq, commit_id=commit_id
+            )
+        )
+
+    def _try(self, write: Callable[[], None]) -> bool:
         try:
-            self._table.append(rows, app=_app(self._pipeline), seq=seq, commit_id=commit_id)
+            write()
         except CommitFailedError as error:
             self._lost += 1
             self._wait(self._lost, RACES, "the ledger is too busy to commit to", error)

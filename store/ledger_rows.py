@@ -83,6 +83,11 @@ def commit_rows(
     return _table(stamp, rows)
 
 
+def forgotten_rows(stamp: Stamp, rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Rows of kind forgotten: unit, order_hash, row, sample, source_id, uri, reason."""
+    return _table(stamp, [{"kind": "forgotten", **row} for row in rows])
+
+
 def check_entry(entry: Entry) -> None:
     """G1 and the result's own arithmetic. Raises ValueError: a worker that miscounts is a fault
     of ours, and nothing of its result is committed."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 import duckdb
 import pyarrow as pa
@@ -39,6 +39,18 @@ _SETTINGS = (
 )
 
 
+_SAMPLES = pa.schema(
+    [
+        ("_row", pa.int64()),
+        ("pipeline", pa.string()),
+        ("key", pa.string()),
+        ("source", pa.string()),
+        ("_id", pa.binary()),
+        ("span", pa.string()),
+    ]
+)
+
+
 class Relations(Protocol):
     """What the views read (see views.py); each is asked for at most once per query."""
 
@@ -52,22 +64,81 @@ class Relations(Protocol):
 
 
 def run_sql(
-    relations: Relations, text: str, parameters: Mapping[str, str] | None = None
+    relations: Relations,
+    text: str,
+    parameters: Mapping[str, str | None] | None = None,
+    *,
+    tables: Mapping[str, pa.Table | pa.RecordBatchReader] | None = None,
 ) -> pa.Table:
     """The result of one reading statement over the views, as an Arrow table.
 
-    `parameters` fill `$name` in the text: values never become SQL. Whole numbers that DuckDB
+    `parameters` fill `$name` in the text: values never become SQL. `tables`: further relations
+    by name; a reader can be read once. Whole numbers that DuckDB
     widens to 38 digits come back as int64 where they fit. Raises JobError, with DuckDB's own
     message, where the statement is wrong, reads anything but the views, or needs too much memory;
     StoreError where the ledger's files cannot be read.
     """
     with _connection() as connection, _explained():
         _check_reads(connection, text)
+        for name, table in (tables or {}).items():
+            connection.register(name, table)
         _register(connection, relations, _views_named(connection, text))
         relation = connection.sql(text, params=dict(parameters) if parameters else None)
         if relation is None:
             return pa.table({})
         return _narrowed(relation.to_arrow_table())
+
+
+class SamplePredicate:
+    """An SQL predicate over samples: pipeline, key, source, id (32 hexadecimal digits), span.
+
+    As locked down as `run_sql`. A context manager. Raises JobError where it is no predicate, when
+    entered.
+    """
+
+    def __init__(self, where: str) -> None:
+        # on a line of its own: a comment at its end must not swallow the bracket
+        self._sql = f"""
+            select _row from (
+                select _row, pipeline, key, source, lower(hex(_id)) as id, span from _samples
+            ) samples where (
+            {where}
+            ) order by _row"""
+
+    def __enter__(self) -> Self:
+        self._stack = ExitStack()
+        try:
+            self._connection = self._stack.enter_context(_connection())
+            for setting in _SETTINGS:
+                self._connection.execute(setting)
+            with _explained():
+                _check_reads(self._connection, self._sql)
+                self._connection.register("_samples", _SAMPLES.empty_table())
+                self._connection.sql(self._sql).fetchall()
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def rows(self, pipeline: str, batch: pa.RecordBatch) -> list[int]:
+        """Rows of a shard's record batch that it names."""
+        n = batch.num_rows
+        columns = {
+            "_row": pa.array(range(n), pa.int64()),
+            "pipeline": pa.repeat(pa.scalar(pipeline), n),
+            "key": batch.column("key"),
+            "source": batch.column("source").cast(pa.string()),
+            "_id": batch.column("id").cast(pa.binary()),
+            "span": batch.column("span") if "span" in batch.schema.names else None,
+        }
+        span = columns["span"] if columns["span"] is not None else pa.nulls(n, pa.string())
+        table = pa.table(list({**columns, "span": span}.values()), schema=_SAMPLES)
+        with _explained():
+            self._connection.register("_samples", table)
+            return [row for (row,) in self._connection.sql(self._sql).fetchall()]
 
 
 def memory_limit() -> int:

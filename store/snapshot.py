@@ -14,16 +14,32 @@ import json
 import re
 import time
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tokenmill.schemas.errors import CorruptStore, StoreError, StoreUnavailable
+from tokenmill.schemas.ledger import FORGOTTEN
 from tokenmill.store.access import Access
+from tokenmill.store.forgotten import (
+    FORGOTTEN_COLUMNS,
+    REFUSED_COLUMNS,
+    masked_rows,
+    with_masked,
+)
 from tokenmill.store.ledger import Ledger
 from tokenmill.store.paths import relative
-from tokenmill.store.validity import ATTEMPT, CELL_COLUMNS, valid_cells, visible_units
+from tokenmill.store.validity import (
+    ATTEMPT,
+    CELL_COLUMNS,
+    Ranges,
+    VisibleUnits,
+    valid_cells,
+    visible_units,
+)
 
 SNAPSHOT_FORMAT = 1
 META_FORMAT = b"tokenmill.snapshot_format"
@@ -53,7 +69,7 @@ SNAPSHOT_SCHEMA = pa.schema(
         ("modality", pa.string()),
         ("space", pa.string()),
         ("recipe", pa.string()),
-        # rows [start, end) of (unit, stream) within this file that are superseded; mostly empty
+        # rows [start, end) of (unit, stream) within this file that are superseded or forgotten
         ("exclude", pa.list_(_RANGE)),
     ],
     metadata={META_FORMAT: str(SNAPSHOT_FORMAT).encode()},
@@ -114,15 +130,22 @@ def take_snapshot(access: Access, ledger: Ledger) -> Snapshot:
 
 def snapshot_table(ledger: Ledger) -> pa.Table:
     """The visible shard files of the newest version, SNAPSHOT_SCHEMA."""
-    read = ledger.tables(
-        {"unit": tuple(dict.fromkeys((*_FROM_LEDGER, *ATTEMPT))), "input": CELL_COLUMNS}
-    )
+    wanted = {
+        "unit": tuple(dict.fromkeys((*_FROM_LEDGER, *ATTEMPT))),
+        "input": CELL_COLUMNS,
+        "forgotten": FORGOTTEN_COLUMNS,
+    }
+    read = ledger.tables(wanted)
+    if read["forgotten"].num_rows:  # most stores have none: then quarantine is not read
+        read = ledger.tables({**wanted, "quarantine": (*REFUSED_COLUMNS, "reason")})
     units, cells = read["unit"], read["input"]
     visible = visible_units(units, cells, valid_cells(cells))
-    indices = np.flatnonzero(visible.mask & np.asarray(units["path"].is_valid()))
+    hidden = _hidden_rows(units, visible, read)
+    shown = visible.mask & np.asarray(units["path"].is_valid())
+    shown[_wholly_hidden(units, hidden)] = False
+    indices = np.flatnonzero(shown)
     exclude = [
-        [{"start": a, "end": b} for a, b in visible.exclude.get(index, ())]
-        for index in indices.tolist()
+        [{"start": a, "end": b} for a, b in hidden.get(index, ())] for index in indices.tolist()
     ]
     table = units.select(_FROM_LEDGER).take(pa.array(indices))
     table = table.append_column(
@@ -131,6 +154,27 @@ def snapshot_table(ledger: Ledger) -> pa.Table:
     keys = ("pipeline", "stream", "unit", "first_row", "path")
     table = table.sort_by([(name, "ascending") for name in keys]).combine_chunks()
     return table.cast(SNAPSHOT_SCHEMA)
+
+
+def _hidden_rows(
+    units: pa.Table, visible: VisibleUnits, read: Mapping[str, pa.Table]
+) -> dict[int, Ranges]:
+    """Per unit row: the ranges that are superseded or forgotten."""
+    hidden = dict(visible.exclude)
+    if read["forgotten"].num_rows:
+        refused = read["quarantine"]
+        refused = refused.filter(pc.equal(refused["reason"], FORGOTTEN))
+        for index, rows in masked_rows(units, read["forgotten"], refused).items():
+            hidden[index] = with_masked(hidden.get(index, ()), rows)
+    return hidden
+
+
+def _wholly_hidden(units: pa.Table, hidden: Mapping[int, Ranges]) -> list[int]:
+    """A file of which nothing is left to see is not named: nothing then keeps it alive."""
+    rows = units["rows"].to_pylist() if hidden else []
+    return [
+        index for index, ranges in hidden.items() if sum(b - a for a, b in ranges) >= rows[index]
+    ]
 
 
 def snapshot_bytes(table: pa.Table) -> bytes:

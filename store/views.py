@@ -93,6 +93,13 @@ select pipeline, stream, tokenizer, modality, space, recipe, checkpoint, checkpo
 from _ledger where kind = 'tokenizer'
 """
 
+# What `tokenmill forget` took out: a row per place of a sample in a unit.
+_FORGOTTEN = """
+select pipeline, lower(hex(sample)) as sample, uri, lower(hex(unit)) as unit, row, reason, run,
+    committed_at
+from _ledger where kind = 'forgotten'
+"""
+
 VIEWS = {
     "shards": _SHARDS,
     "inputs": _INPUTS,
@@ -100,4 +107,5 @@ VIEWS = {
     "quarantine_history": _QUARANTINE_HISTORY,
     "runs": _RUNS,
     "tokenizers": _TOKENIZERS,
+    "forgotten": _FORGOTTEN,
 }

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tokenmill.schemas.ledger import FORGOTTEN
 from tokenmill.schemas.shard import TokenRows, Verdict
 from tokenmill.schemas.work import Quarantine, Task
 from tokenmill.store.shards import ShardWriter
@@ -81,7 +82,7 @@ class RowSink:
         self._writer.append(
             TokenRows(
                 ids=b"".join(block.ids),
-                keys=block.keys,
+                keys=_keys(block, bad),
                 sources=block.sources,
                 verdicts=verdicts,
                 values=values,
@@ -107,11 +108,19 @@ class RowSink:
                 self.quarantined.append(
                     fault.row(
                         sample=block.ids[place],
-                        key=block.keys[place],
+                        key="" if fault.reason == FORGOTTEN else block.keys[place],
                         source=block.sources[place],
                         row=self.samples + place,
                     )
                 )
+
+
+def _keys(block: Block, bad: Bad) -> Sequence[str]:
+    """Keys as people see them, but for samples that were taken out: their key may say who it is."""
+    gone = {at for at, fault in bad.items() if fault is not None and fault.reason == FORGOTTEN}
+    if not gone:
+        return block.keys
+    return ["" if at in gone else key for at, key in enumerate(block.keys)]
 
 
 def judged(block: Block, task: Task, *, required: bool) -> dict[int, Fault | None]:

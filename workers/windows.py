@@ -176,6 +176,10 @@ class WindowPath:
     def _batch(self, batch: Sequence[tuple[_Sample, Window]]) -> None:
         """Encode one batch; suspects of an earlier death leave their place in it and go alone."""
         isolate = self._run.task.isolate
+        budget = self._tokenizer.budget
+        self._run.batches += 1
+        cost = sum(int(window.cost) for _, window in batch)
+        self._run.filled += max(cost / max(budget.cost, 1), len(batch) / max(budget.windows, 1))
         groups = [[held] for held in batch if held[0].id in isolate]
         together = [held for held in batch if held[0].id not in isolate]
         for group in [together, *groups] if together else groups:

@@ -29,10 +29,12 @@ from tokenmill.schemas.tokenizer import (
     WorkerFacts,
 )
 from tokenmill.schemas.work import FailureClass, Task, TaskFailure, TaskResult, TaskStats
+from tokenmill.store import packed
 from tokenmill.store.access import Access
 from tokenmill.store.shards import ShardWriter
 from tokenmill.workers import registry
 from tokenmill.workers.child import ChildLimits, ForkServer, ForkServerGone
+from tokenmill.workers.device import peak_gpu_bytes
 from tokenmill.workers.encode import Gate, Restart, Stopped, TaskRun, encode_flat
 from tokenmill.workers.faults import SystematicFault, task_failure
 from tokenmill.workers.inflight import InFlightPage
@@ -236,6 +238,9 @@ class StreamWorker:
                 wait=run.wait,
                 wall=time.perf_counter() - run.began,
                 bytes_read=reader.bytes_read,
+                batches=run.batches,
+                filled=run.filled,
+                gpu_bytes=peak_gpu_bytes(),
             ),
             notes=notes,
         )
@@ -367,6 +372,13 @@ def _output(descriptor: Descriptor, config: Stream, where: str) -> OutputSpec:
             f"{descriptor.name}'s output {output.name!r} is {output.dtype}",
             where=f"{where}.output",
             why="shards hold unsigned integer ids",
+        )
+    if config.encoding == "packed" and packed.width(output.codebook_sizes, output.dtype) is None:
+        raise TokenizerError(
+            f"ids of {descriptor.name}'s output {output.name!r} cannot be packed",
+            where=f"{where}.encoding",
+            why="it does not say how large its codebook is",
+            remedy="encoding: auto",
         )
     return output
 

@@ -77,6 +77,15 @@ def test_an_entry_lives_exactly_when_no_later_rival_overlaps_it(
     assert bool(known.split([made], planned).dropped) == clash
 
 
+def test_replacing_what_another_run_committed_must_not_hide_half_of_a_cell() -> None:
+    """Found by the simulator: the other half was covered by nobody until a run got there."""
+    known = rivals(rival(0, 60, 3, recipe="newest"))
+    half, whole = (entry(unit((BIG, 0, end)), replaces=True) for end in (30, 100))
+    assert "in part" in known.split([half], 2).dropped[half.name]
+    assert known.split([whole], 2).live == (whole,)
+    assert known.split([half], 3).live == (half,), "the plan knew it"
+
+
 def test_a_child_gives_way_when_another_run_makes_its_parent_anew() -> None:
     """G5: what it has read is not what its parent holds when it is committed."""
     child = replace(entry(unit(BIG)), parent="vq")

@@ -121,7 +121,7 @@ class Bytes:
                 OutputSpec(
                     dtype="uint8",
                     axes=("T", "one") if config.get("grid") else ("T",),
-                    codebook_sizes=(256,),
+                    codebook_sizes=tuple(config.get("codebooks", (256,))),
                 ),
             ),
             prepare_in="child" if config.get("child") else "worker",
