@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tokenmill.schemas.errors import TokenizerError
-from tokenmill.schemas.tokenizer import Checkpoint, Decodes, Encoded
+from tokenmill.schemas.tokenizer import Checkpoint, Decodes, Encoded, Tokenizer
 from tokenmill.store.dataset import Dataset, open_store
 from tokenmill.store.decoding import DecodeIds, StreamTokenizer
 from tokenmill.workers import registry
@@ -38,14 +38,19 @@ def load_tokenizer(name: str, checkpoint: str | None = None, **config: Any) -> L
     return LoadedTokenizer(registry.load(name, checkpoint, config))
 
 
-def _decoder(stream: StreamTokenizer) -> DecodeIds:
-    """Tokens back to media with the checkpoint that the ledger recorded."""
+def load_recorded(stream: StreamTokenizer) -> Tokenizer:
+    """The tokenizer that the ledger recorded for a stream. Raises TokenizerError."""
     checkpoint = (
         Checkpoint(uri=stream.checkpoint, sha256=stream.checkpoint_sha256)
         if stream.checkpoint
         else None
     )
-    tokenizer = registry.load(stream.tokenizer, checkpoint, stream.config)
+    return registry.load(stream.tokenizer, checkpoint, stream.config)
+
+
+def _decoder(stream: StreamTokenizer) -> DecodeIds:
+    """Tokens back to media with the checkpoint that the ledger recorded."""
+    tokenizer = load_recorded(stream)
     if not isinstance(tokenizer, Decodes):
         raise TokenizerError(f"the tokenizer {stream.tokenizer} cannot decode")
     output = tokenizer.descriptor.outputs[0].name

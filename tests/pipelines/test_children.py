@@ -271,6 +271,15 @@ def test_a_killed_driver_leaves_parents_whose_children_the_next_run_makes(place:
     subprocess.run([*command, *arguments], env=environment, cwd=ROOT, check=True, timeout=120)
     assert place.check(merges) == 800
     assert place.run(place.job(merges)).nothing_new
+    store, out = str(place.folder / "store"), place.folder / "from-store.safetensors"
+    fit = [*command[:-1], "fit", "bpe-image-merges", "--store", store, "--stream", "vq"]
+    arguments = ["--out", str(out), "--set", "rules=5", "--set", "workers=2"]
+    done = subprocess.run(
+        [*fit, *arguments], env=environment, cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert json.loads(done.stdout)["grids"] == 800 and out.exists()
+    wrong = [*command[:-1], "fit", "bpe-image-merges", "--store", store, "--out", str(out)]
+    assert subprocess.run(wrong, env=environment, cwd=ROOT, check=False).returncode == 2
 
 
 def test_merges_are_learnt_from_files_of_grids(tmp_path: Path) -> None:

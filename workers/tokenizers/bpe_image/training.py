@@ -12,6 +12,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -52,35 +53,48 @@ def train(layout: Layout, batches: Batches, schedule: Schedule, device: torch.de
     """A trained network on the CPU, in float32."""
     torch.manual_seed(schedule.seed)
     network = VqGan(layout)
-    _without_attention(network)
-    _quiet_blocks(network)
-    network.to(device)
-    trained = Trained(network, device)
-    run = _Run(trained, layout, batches, schedule)
-    for progress in run.progress():
-        run.step(progress)
-    run.finish()
+    _begin_as_shortcuts(network)
+    with _slim(network):
+        network.to(device)
+        trained = Trained(network, device)
+        run = _Run(trained, layout, batches, schedule)
+        for progress in run.progress():
+            run.step(progress)
+        run.finish()
+    network.to("cpu").eval()
     return trained
 
 
-def _without_attention(network: nn.Module) -> None:
-    """Attention stays as nothing: learned over small crops, it would mislead on large pictures."""
-    for module in network.modules():
-        if isinstance(module, Attention):
-            _zero(module.proj_out)
-            module.requires_grad_(False)
-
-
-def _quiet_blocks(network: nn.Module) -> None:
+def _begin_as_shortcuts(network: nn.Module) -> None:
     """Every block begins as its shortcut: a short run learns faster (Zhang et al. 2019, Fixup)."""
     for module in network.modules():
-        if isinstance(module, ResBlock):
-            _zero(module.conv2)
+        if isinstance(module, (ResBlock, Attention)):
+            last = module.conv2 if isinstance(module, ResBlock) else module.proj_out
+            for parameter in last.parameters():
+                nn.init.zeros_(parameter)
 
 
-def _zero(convolution: nn.Conv2d) -> None:
-    for parameter in convolution.parameters():
-        nn.init.zeros_(parameter)
+@contextmanager
+def _slim(network: VqGan) -> Iterator[None]:
+    """Attention and the blocks at the picture's own resolution stay shortcuts, and cost nothing.
+
+    Attention, learned over small crops, would mislead on large pictures; those blocks would take
+    most of the time that a small run has. They are put back, still adding zero.
+    """
+    taken: list[tuple[nn.Module, str, nn.Module]] = []
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, Attention):
+                taken.append((parent, name, child))
+    for level in (network.encoder.down[0], network.decoder.up[0]):
+        taken += [(level.block, name, child) for name, child in level.block.named_children()]
+    for parent, name, child in taken:
+        setattr(parent, name, getattr(child, "nin_shortcut", nn.Identity()))
+    try:
+        yield
+    finally:
+        for parent, name, child in taken:
+            setattr(parent, name, child)
 
 
 class Trained:
@@ -142,7 +156,6 @@ class _Run:
             self._set_codebook()
         with torch.no_grad():
             self._network.quantize.embedding.weight.copy_(self._codebook.codes)
-        self._network.to("cpu").eval()
 
     def _rate(self, progress: float) -> float:
         warm = min(1.0, (self._trained.steps + 1) / _WARM)
