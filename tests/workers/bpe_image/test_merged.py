@@ -7,6 +7,7 @@ import pytest
 
 import tokenmill
 from tests.workers.bpe_image.vectors import DATA, weights
+from tokenmill.pipelines.decode import Wanted, decode_sample
 from tokenmill.pipelines.run import run
 from tokenmill.pipelines.session import Options
 from tokenmill.schemas.errors import TokenizerError
@@ -71,6 +72,10 @@ def test_both_ways_give_the_same_ids_of_the_same_recipe(table, tmp_path):
         # merged ids alone give back the very same picture, by either way
         assert np.array_equal(row.decode("child"), picture)
         assert np.array_equal(row.decode("direct"), picture)
+    for stream in ("child", "direct", "vq"):
+        wanted = Wanted(store=str(tmp_path / "store"), key=rows[0].key, stream=stream)
+        (shown,) = decode_sample(wanted, suffix=".png", compare=True)
+        assert shown.media.shape[1] >= 2 * 64, "the original stands beside it"
 
 
 def test_the_plug_in_conforms_with_merges(table):
