@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -10,9 +10,9 @@ import numpy as np
 
 from tokenmill.pipelines.tensors import tensors
 from tokenmill.schemas.errors import JobError, TokenizerError
-from tokenmill.schemas.tokenizer import Checkpoint, Decodes, Encoded
+from tokenmill.schemas.tokenizer import Checkpoint, Decodes, Encoded, Tokenizer
 from tokenmill.store.dataset import Dataset, open_store
-from tokenmill.store.decoding import StreamTokenizer
+from tokenmill.store.decoding import DecodeIds, StreamTokenizer
 from tokenmill.workers import registry
 from tokenmill.workers.one_off import LoadedTokenizer
 
@@ -88,7 +88,7 @@ def load_recorded(stream: StreamTokenizer) -> Tokenizer:
     return registry.load(stream.tokenizer, checkpoint, stream.config)
 
 
-def _decoder(stream: StreamTokenizer) -> Callable[[Any, tuple[int, ...]], Any]:
+def _decoder(stream: StreamTokenizer) -> DecodeIds:
     """Tokens back to media with the checkpoint that the ledger recorded."""
     tokenizer = load_recorded(stream)
     if not isinstance(tokenizer, Decodes):
@@ -97,5 +97,15 @@ def _decoder(stream: StreamTokenizer) -> Callable[[Any, tuple[int, ...]], Any]:
 
     def decode(ids: np.ndarray[Any, Any], shape: tuple[int, ...]) -> Any:
         return tokenizer.decode({output: Encoded(ids=ids, shape=tuple(shape))})
+
+    return decode if stream.parent is None else _through(decode, _decoder(stream.parent))
+
+
+def _through(child: DecodeIds, parent: DecodeIds) -> DecodeIds:
+    """A child's tokens to its parent's, and those to media."""
+
+    def decode(ids: np.ndarray[Any, Any], shape: tuple[int, ...]) -> Any:
+        between = np.asarray(child(ids, shape))
+        return parent(between.ravel(), between.shape)
 
     return decode
