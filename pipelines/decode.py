@@ -79,7 +79,7 @@ def decode_sample(wanted: Wanted, *, suffix: str | None, compare: bool = False) 
         media = row.decode(stream)
         if compare:
             shown = renderer(facts.descriptor["modality"])
-            media = shown.beside(_original(dataset, row, facts), media)
+            media = shown.beside(_original(dataset, row, _of_media(facts)), media)
         made.append(
             Decoded(
                 stream=stream,
@@ -90,6 +90,11 @@ def decode_sample(wanted: Wanted, *, suffix: str | None, compare: bool = False) 
             )
         )
     return made
+
+
+def _of_media(facts: StreamTokenizer) -> StreamTokenizer:
+    """The stream that read the media, where this one reads another's tokens."""
+    return facts if facts.parent is None else _of_media(facts.parent)
 
 
 def write(decoded: Decoded, path: Path) -> None:
