@@ -178,7 +178,7 @@ def _session(
     """A Session whose job and sources are simulated; its planning is the real one."""
     session = Session(_JOB, Options(retokenize=settings.retokenize))
     source = SimpleNamespace(unit_bytes=settings.unit_bytes, unit_inputs=settings.unit_inputs)
-    pipeline = SimpleNamespace(source=source, streams=dict.fromkeys(STREAMS))
+    pipeline = SimpleNamespace(source=source, streams=_JOB.pipelines[PIPELINE].streams)
     session.job = SimpleNamespace(name="job", pipelines={PIPELINE: pipeline})  # type: ignore[assignment]
     session.access = access
     session.sources = {PIPELINE: CorpusSource(corpus)}  # type: ignore[dict-item]
