@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from importlib import import_module
 from typing import Any
 
 import numpy as np
 
+from tokenmill.pipelines.tensors import tensors
 from tokenmill.schemas.errors import JobError, TokenizerError
-from tokenmill.schemas.tokenizer import Checkpoint, Decodes, Encoded
+from tokenmill.schemas.tokenizer import Checkpoint, Decodes, Encoded, Tokenizer
 from tokenmill.store.dataset import Dataset, open_store
-from tokenmill.store.decoding import StreamTokenizer
+from tokenmill.store.decoding import DecodeIds, StreamTokenizer
 from tokenmill.workers import registry
 from tokenmill.workers.one_off import LoadedTokenizer
 
@@ -30,7 +31,13 @@ def open(
     where there is no store.
     """
     return open_store(
-        uri, tag=tag, snapshot=snapshot, pipeline=pipeline, spaces=spaces, decoder=_decoder
+        uri,
+        tag=tag,
+        snapshot=snapshot,
+        pipeline=pipeline,
+        spaces=spaces,
+        decoder=_decoder,
+        tensors=tensors,
     )
 
 
@@ -71,19 +78,34 @@ def load_tokenizer(name: str, checkpoint: str | None = None, **config: Any) -> L
     return LoadedTokenizer(registry.load(name, checkpoint, config))
 
 
-def _decoder(stream: StreamTokenizer) -> Callable[[Any, tuple[int, ...]], Any]:
-    """Tokens back to media with the checkpoint that the ledger recorded."""
+def load_recorded(stream: StreamTokenizer) -> Tokenizer:
+    """The tokenizer that the ledger recorded for a stream. Raises TokenizerError."""
     checkpoint = (
         Checkpoint(uri=stream.checkpoint, sha256=stream.checkpoint_sha256)
         if stream.checkpoint
         else None
     )
-    tokenizer = registry.load(stream.tokenizer, checkpoint, stream.config)
+    return registry.load(stream.tokenizer, checkpoint, stream.config)
+
+
+def _decoder(stream: StreamTokenizer) -> DecodeIds:
+    """Tokens back to media with the checkpoint that the ledger recorded."""
+    tokenizer = load_recorded(stream)
     if not isinstance(tokenizer, Decodes):
         raise TokenizerError(f"the tokenizer {stream.tokenizer} cannot decode")
     output = tokenizer.descriptor.outputs[0].name
 
     def decode(ids: np.ndarray[Any, Any], shape: tuple[int, ...]) -> Any:
         return tokenizer.decode({output: Encoded(ids=ids, shape=tuple(shape))})
+
+    return decode if stream.parent is None else _through(decode, _decoder(stream.parent))
+
+
+def _through(child: DecodeIds, parent: DecodeIds) -> DecodeIds:
+    """A child's tokens to its parent's, and those to media."""
+
+    def decode(ids: np.ndarray[Any, Any], shape: tuple[int, ...]) -> Any:
+        between = np.asarray(child(ids, shape))
+        return parent(between.ravel(), between.shape)
 
     return decode

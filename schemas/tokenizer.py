@@ -17,7 +17,7 @@ A tokenizer whose samples are one field, one window and one sequence each (text)
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenmill.schemas.errors import SampleError
-from tokenmill.schemas.identity import recipe_hash
+from tokenmill.schemas.identity import json_hash, recipe_hash
 
 Modality = Literal["text", "image", "video", "audio", "3d"]
 Ids = NDArray[np.unsignedinteger[Any]]
@@ -47,6 +47,7 @@ class OutputSpec:
     ordered: bool = True  # False for a set
     continuous: bool = False
     prefix_cut: bool = False  # a reader may cut the sequence anywhere
+    pads: bool = False  # media are padded to a length that fits: encodings say `media_valid`
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +61,9 @@ class Descriptor:
     outputs: tuple[OutputSpec, ...]
     conditions: tuple[str, ...] = ()  # other fields that change the ids
     parent: str | None = None  # an output whose tokens it reads instead of media
+    parent_axes: tuple[str, ...] = ()  # with `parent`: the axes of its ids, () for any
+    parent_codebooks: tuple[int, ...] = ()  # with `parent`: sizes of its codebooks, () for any
+    parent_space: str | None = None  # with `parent`: the only space whose ids it understands
     device: Literal["cpu", "cuda", "any"] = "cpu"
     prepare_in: Literal["worker", "child"] = "child"  # media decoding runs in a killable child
     memory_bytes: int = 0  # ceiling on the device, 0 unknown
@@ -100,6 +104,15 @@ class TokenizerIdentity:
     def recipe(self) -> str:
         return recipe_hash(self.space, self.parts)
 
+    def child_of(self, space: str, recipe: str) -> TokenizerIdentity:
+        """The identity of a stream that reads another's tokens: theirs is part of its own."""
+        parent = {"space": space, "recipe": recipe}
+        return replace(
+            self,
+            space=json_hash({"space": self.space, "parent": space}),
+            parts={**self.parts, "parent": parent},
+        )
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
@@ -131,6 +144,8 @@ class Window:
     cost: what the batch budget counts (frames x height x width, samples of audio, characters).
     bucket: windows of one batch share it (usually the array shape).
     valid: length along the first axis that is not padding.
+    carry: for models that go on where a sample's window before left off: that window's
+        `Piece.carry`. None at index 0, and where that window stands right before in the batch.
     """
 
     arrays: Mapping[str, Any]
@@ -141,27 +156,36 @@ class Window:
     cost: int = 1
     bucket: tuple[Any, ...] = ()
     meta: Mapping[str, Any] = field(default_factory=dict)
+    carry: Any = None  # never crosses from a child
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Piece:
-    """What `encode` made of one window: output name -> ids of that window (any shape)."""
+    """What `encode` made of one window: output name -> ids of that window (any shape).
+
+    carry: whatever the sample's next window needs of this one (device tensors, say); it is handed
+    over in order and dropped with the sample, so a tokenizer object holds no sample's state.
+    """
 
     ids: Mapping[str, NDArray[Any]]
     index: int = 0
     meta: Mapping[str, Any] = field(default_factory=dict)
+    carry: Any = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Encoded:
     """One stream of one sample. `ids` is C-ordered and flattened; `shape` gives it back its axes.
 
+    n_valid: how much of the first axis is not padding; media_valid: how many frames or samples of
+    the media that were (those that decoding should give back), where padding could hide it.
     scales: lengths of consecutive runs of `ids` (multi-scale), segments: named boundaries.
     """
 
     ids: NDArray[Any]
     shape: tuple[int, ...]
     n_valid: int | None = None
+    media_valid: int | None = None
     scales: tuple[int, ...] = ()
     segments: tuple[int, ...] = ()
 
@@ -249,9 +273,30 @@ class EngineMismatch(Exception):
     """
 
 
+def parent_mismatch(
+    child: Descriptor, axes: tuple[str, ...], codebooks: tuple[int, ...], space: str
+) -> str | None:
+    """Why tokens of these axes, codebooks and this space are not what the child reads, or None."""
+    if child.parent_axes and child.parent_axes != axes:
+        return f"it reads ids with the axes {child.parent_axes}, the parent's have {axes}"
+    if child.parent_codebooks and child.parent_codebooks != codebooks:
+        return (
+            f"it reads ids of the codebooks {child.parent_codebooks}, the parent's are {codebooks}"
+        )
+    if child.parent_space not in (None, space):
+        return (
+            f"it was made for ids of the space {child.parent_space}, the parent's is {space}: the "
+            "same number means another thing"
+        )
+    return None
+
+
 @runtime_checkable
 class Decodes(Protocol):
-    """Beside `Tokenizer`: tokens back to media (numpy, or str for text)."""
+    """Beside `Tokenizer`: tokens back to media (numpy, or str for text).
+
+    One that reads a parent's tokens gives back those, with their axes.
+    """
 
     def decode(self, encoding: Encoding, conditions: Fields | None = None) -> Any: ...
 

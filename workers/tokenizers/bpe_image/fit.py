@@ -27,7 +27,7 @@ from tokenmill.workers.tokenizers.bpe_image.layout import GROUPS, Layout, Stack
 from tokenmill.workers.tokenizers.bpe_image.pictures import Bounds
 from tokenmill.workers.tokenizers.bpe_image.presets import to_float, to_pixels
 from tokenmill.workers.tokenizers.bpe_image.training import Schedule, Trained, train
-from tokenmill.workers.tokenizers.bpe_image.vq import Loaded, load_vq
+from tokenmill.workers.tokenizers.bpe_image.vq import METADATA, Loaded, load_vq
 
 PRESET = "chameleon"  # alpha on white, exact range: what the training crops are
 _RULES: Rules = {
@@ -58,8 +58,8 @@ class FitSettings:
 
     widths, decoder_widths: channels by level from the picture's resolution down, multiples of 32;
     the factor is 2 per level after the first. A norm has 32 groups, so the last one of each half
-    (the encoder's lowest level, the decoder's highest) needs 64 channels or more: with one channel
-    to a group it forgets how bright a picture is. blocks, decoder_blocks: of a level. size: short
+    (the encoder's lowest level, the decoder's highest) wants 96 channels: with one or two to a
+    group it forgets how bright a picture is. blocks, decoder_blocks: of a level. size: short
     side of pictures, in training and as the checkpoint's default. steps, minutes: the run ends at
     the first; only `steps` gives the same file again. held_out: share of the pictures, by hash.
     bar_patches: patches for the k-means bar, 0 to leave it out.
@@ -67,16 +67,16 @@ class FitSettings:
 
     codes: int = 4096
     dim: int = 8
-    widths: tuple[int, ...] = (32, 32, 64, 128)
+    widths: tuple[int, ...] = (32, 32, 64, 96)
     blocks: int = 1
-    decoder_widths: tuple[int, ...] = (64, 32, 64, 128)
+    decoder_widths: tuple[int, ...] = (96, 32, 64, 96)
     decoder_blocks: int = 1
     size: int = 256
     steps: int = 1 << 30
     minutes: float = 60.0
     batch: int = 8
     crop: int = 64
-    rate: float = 1.5e-3
+    rate: float = 5e-4
     held_out: float = 0.1
     pictures: int = 20_000
     bar_patches: int = 300_000
@@ -211,11 +211,13 @@ def write(trained: Trained, settings: FitSettings, target: Path, lineage: Mappin
         llamagen.original(name, levels): value.to(torch.bfloat16).contiguous()
         for name, value in state.items()
     }
-    metadata = {
+    # without clocks, and one entry (several come in no order): the same steps, the same file
+    own = {
         "preset": PRESET,
-        "size": str(settings.size),
-        "lineage": json.dumps(lineage, sort_keys=True),
+        "size": settings.size,
+        "lineage": {k: v for k, v in lineage.items() if k != "minutes"},
     }
+    metadata = {METADATA: json.dumps(own, sort_keys=True)}
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     os.close(handle)
     temporary = Path(name)

@@ -12,19 +12,22 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from tokenmill.workers.tokenizers.bpe_image.bar import kmeans
-from tokenmill.workers.tokenizers.bpe_image.graph import Attention, ResBlock, VqGan
+from tokenmill.workers.tokenizers.bpe_image.beginning import begin
+from tokenmill.workers.tokenizers.bpe_image.graph import Attention, VqGan
 from tokenmill.workers.tokenizers.bpe_image.layout import Layout
 
 Batches = Callable[[int, int], Tensor]  # (count, side) -> float32 [count, 3, side, side]
 
-_FREE, _FIXED = 0.25, 0.85  # where the phases change
+_FREE, _FIXED = 0.2, 0.85  # where the phases change
 _NOISE = 0.05
 _COMMIT = 0.25
 _KEEP = 0.99  # of the codebook's running means, per step
@@ -52,35 +55,40 @@ def train(layout: Layout, batches: Batches, schedule: Schedule, device: torch.de
     """A trained network on the CPU, in float32."""
     torch.manual_seed(schedule.seed)
     network = VqGan(layout)
-    _without_attention(network)
-    _quiet_blocks(network)
-    network.to(device)
-    trained = Trained(network, device)
-    run = _Run(trained, layout, batches, schedule)
-    for progress in run.progress():
-        run.step(progress)
-    run.finish()
+    begin(network)
+    with _slim(network):
+        network.to(device)
+        trained = Trained(network, device)
+        run = _Run(trained, layout, batches, schedule)
+        for progress in run.progress():
+            run.step(progress)
+        run.finish()
+    network.to("cpu").eval()
     return trained
 
 
-def _without_attention(network: nn.Module) -> None:
-    """Attention stays as nothing: learned over small crops, it would mislead on large pictures."""
-    for module in network.modules():
-        if isinstance(module, Attention):
-            _zero(module.proj_out)
-            module.requires_grad_(False)
+@contextmanager
+def _slim(network: VqGan) -> Iterator[None]:
+    """Attention and the blocks at the picture's own resolution stay shortcuts, and cost nothing.
 
-
-def _quiet_blocks(network: nn.Module) -> None:
-    """Every block begins as its shortcut: a short run learns faster (Zhang et al. 2019, Fixup)."""
-    for module in network.modules():
-        if isinstance(module, ResBlock):
-            _zero(module.conv2)
-
-
-def _zero(convolution: nn.Conv2d) -> None:
-    for parameter in convolution.parameters():
-        nn.init.zeros_(parameter)
+    Attention, learned over small crops, would mislead on large pictures; those blocks would take
+    most of the time that a small run has. They are put back, still adding zero.
+    """
+    taken: list[tuple[Any, str, Any]] = []
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, Attention):
+                taken.append((parent, name, child))
+    for level in (network.encoder.down[0], network.decoder.up[0]):
+        blocks: Any = level.block
+        taken += [(blocks, name, child) for name, child in blocks.named_children()]
+    for parent, name, child in taken:
+        setattr(parent, name, getattr(child, "nin_shortcut", nn.Identity()))
+    try:
+        yield
+    finally:
+        for parent, name, child in taken:
+            setattr(parent, name, child)
 
 
 class Trained:
@@ -142,7 +150,6 @@ class _Run:
             self._set_codebook()
         with torch.no_grad():
             self._network.quantize.embedding.weight.copy_(self._codebook.codes)
-        self._network.to("cpu").eval()
 
     def _rate(self, progress: float) -> float:
         warm = min(1.0, (self._trained.steps + 1) / _WARM)
