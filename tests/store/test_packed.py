@@ -421,3 +421,20 @@ def test_packed_shards_are_read_by_ranges(s3: Callable[[], str]) -> None:
     files = write(access, whole, encoding="packed", roll_bytes=40_000)
     assert read_back(access, files) == expected(whole)
     assert content_hash(access, files[0].path)[1] == files[0].content_hash
+
+
+@pytest.mark.parametrize("place", ["folder", "s3"])
+def test_a_loader_gives_the_batches_of_the_plain_store(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    monkeypatch.setenv("TOKENMILL_CACHE", str(tmp_path / "cache"))
+    docs = [doc(str(i), text=range(i % 60)) for i in range(300)]
+    seen = []
+    for encoding in ("plain", "packed"):
+        root = str(tmp_path / encoding)
+        built = Builder(request.getfixturevalue("s3")() if place == "s3" else root)
+        for number in range(3):
+            built.encode("docs", "text", {input_(f"f{number}"): docs}, encoding=encoding)
+        loader = open_store(built.uri).loader("text", batch=4, sequence=64, tensors="numpy")
+        seen.append([batch.tokens.tolist() for batch in loader])
+    assert len(seen[0]) > 30 and seen[0] == seen[1]
