@@ -280,7 +280,7 @@ def test_tokenizers_share_a_gpu_by_fractions_and_labels_and_cpu_nodes_are_kept(
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_a_cluster_grows_from_a_head_alone(tmp_path: Path) -> None:
+def test_a_cluster_grows_from_a_head_alone_and_shrinks_again(tmp_path: Path) -> None:
     """Ray's real autoscaler, with fake nodes: it learns from us what could be kept busy."""
     resources = {"CPU": 2, "GPU": 1, "object_store_memory": 100 << 20}
     node = {"resources": resources, "node_config": {}, "min_workers": 0, "max_workers": 2}
@@ -289,3 +289,8 @@ def test_a_cluster_grows_from_a_head_alone(tmp_path: Path) -> None:
         assert "40 of 40" in finish(start(head.gcs, job))
         shared = sharers(places(job))
         assert len({raylet for raylet, _ in shared}) == 2 and set(shared.values()) == {1}
+        log = head.folder / "ray" / "session_latest" / "logs" / "monitor.log"
+        until = time.monotonic() + 60
+        while "Resized to 0 CPUs" not in log.read_text():
+            assert time.monotonic() < until, "idle nodes were not given back"
+            time.sleep(0.2)
