@@ -132,6 +132,11 @@ def test_idle_workers_go_after_a_while_but_not_below_the_minimum() -> None:
     assert not [d for d in made.handle(Tick(), IDLE_SECONDS - 1) if isinstance(d, StopWorker)]
     stopped = [d for d in made.handle(Tick(), IDLE_SECONDS) if isinstance(d, StopWorker)]
     assert [d.worker for d in stopped] == [2] and made.workers == 2
+    kept = coordinator(2, [Node(cpus=4)], least=3)
+    for worker in range(3):
+        kept.adopt(worker, POOL)
+    kept.handle(Tick(), 0)
+    assert kept.handle(Tick(), IDLE_SECONDS) == []
 
 
 def test_a_minimum_is_started_however_short_the_queue() -> None:
