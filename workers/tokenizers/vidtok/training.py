@@ -12,6 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -21,17 +22,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tokenmill.schemas.errors import SampleError, TokenizerError
+from tokenmill.schemas.errors import TokenizerError
 from tokenmill.schemas.job import nearest
-from tokenmill.schemas.tokenizer import Fields
-from tokenmill.workers.media.resize import scale
-from tokenmill.workers.media.video import VideoReader
+from tokenmill.schemas.tokenizer import Fields, Window
+from tokenmill.workers.child import ChildLimits, ForkServer
+from tokenmill.workers.children import ChildPool
 from tokenmill.workers.tokenizers.vidtok.layers import Memory, TimeBlock
 from tokenmill.workers.tokenizers.vidtok.model import VidTok
+from tokenmill.workers.tokenizers.vidtok.prepare import FramePreparer
 from tokenmill.workers.tokenizers.vidtok.quantizers import FiniteScalar
 from tokenmill.workers.tokenizers.vidtok.variants import VARIANTS
 from tokenmill.workers.tokenizers.vidtok.weights import save
 
+MOST_FRAMES = 1800  # of one video
 _LOG = logging.getLogger(__name__)
 
 
@@ -114,7 +117,7 @@ def fit(samples: Iterator[Fields], out: str, config: Mapping[str, Any]) -> Mappi
         "minutes": round((time.monotonic() - began) / 60, 1),
         "parameters": sum(p.numel() for p in model.parameters()),
         "torch": torch.__version__,
-        "held_out": measured(model, videos[cut:] or videos),
+        "held_out" if settings.held_out else "training": measured(model, videos[cut:] or videos),
         "corpus_sha256": _digest(videos),
     }
     save(model.half(), Path(out), card)
@@ -122,14 +125,11 @@ def fit(samples: Iterator[Fields], out: str, config: Mapping[str, Any]) -> Mappi
 
 
 def _videos(samples: Iterator[Fields], settings: FitSettings) -> tuple[list[Video], int]:
+    """What can be trained on, decoded in a killable child, and how many samples cannot."""
     videos, refused, held = [], 0, 0
-    for fields_ in samples:
-        try:
-            video = _read(fields_["video"], settings.side)
-        except SampleError:
-            refused += 1
-            continue
-        if len(video) < settings.frames or min(video.shape[1:3]) < settings.crop:
+    for video in _read(samples, settings):
+        fits = video is not None and min(video.shape[1:3]) >= settings.crop
+        if video is None or not fits or len(video) < settings.frames:
             refused += 1
             continue
         videos.append(video)
@@ -139,20 +139,21 @@ def _videos(samples: Iterator[Fields], settings: FitSettings) -> tuple[list[Vide
     return videos, refused
 
 
-def _read(media: Any, side: int) -> Video:
-    """All frames, the shorter side reduced to `side`; at most a minute of them."""
-    if isinstance(media, np.ndarray):
-        return media
-    frames = []
-    with VideoReader(bytes(media)) as video:
-        h, w = video.facts.height, video.facts.width
-        ratio = min(1.0, side / min(h, w))
-        size = (round(h * ratio), round(w * ratio))
-        for frame in video.frames():
-            frames.append(np.rint(scale(frame.rgb(), size)).astype(np.uint8))
-            if len(frames) >= 1800:
-                break
-    return np.stack(frames)
+def _read(samples: Iterator[Fields], settings: FitSettings) -> Iterator[Video | None]:
+    """One per sample, None where it could not be read."""
+    preparer = FramePreparer(side=settings.side, most=MOST_FRAMES)
+    with ExitStack() as stack:
+        server = stack.enter_context(closing(ForkServer((FramePreparer.__module__,))))
+        pool: ChildPool[None] = ChildPool(server, preparer, count=1, limits=ChildLimits())
+        stack.callback(pool.close)
+        parts: list[Video] = []
+        sent = ((None, {"video": bytes(fields_["video"])}, 0) for fields_ in samples)
+        for _, event in pool.windows(sent):
+            if isinstance(event, Window):
+                parts.append(event.arrays["frames"])
+                continue
+            yield np.concatenate(parts) if parts and event is None else None
+            parts = []
 
 
 def _quiet_start(model: VidTok) -> None:
