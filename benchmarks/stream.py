@@ -13,6 +13,7 @@ Ratios are paired: within a round, then their median, least and most.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -30,7 +31,9 @@ import numpy as np
 import stream_snapshot
 
 import tokenmill
+from tests.conftest import s3 as s3_fixture
 from tests.store.built import Builder, Doc, doc, input_
+from tokenmill.store.access import Access
 
 HERE = Path(__file__).resolve().parent
 PEERS_AT = Path(os.environ.get("TOKENMILL_PEERS", "/tmp/tokenmill-peers-venv"))
@@ -103,14 +106,17 @@ def make(folder: Path, grids: int, tokens: int) -> None:
             _subject(peer, kind, "write", folder)
 
 
-def _subject(name: str, kind: str, what: str, folder: Path, *more: str) -> dict[str, Any]:
-    """One run of a subject in a process of its own."""
+def _subject(
+    name: str, kind: str, what: str, folder: Path, *more: str, **settings_: str
+) -> dict[str, Any]:
+    """One run of a subject in a process of its own. Raises SystemExit where it fails."""
     python = str(PEERS_AT / "bin" / "python") if name in PEERS else sys.executable
     settings = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": "" if name in PEERS else str(HERE.parent),
         "TOKENMILL_CACHE": str(folder / "cache"),
+        **settings_,
     }
     script = str(HERE / "stream_subjects.py")
     ran = subprocess.run(
@@ -178,6 +184,53 @@ def resume(folder: Path, rounds: int) -> None:
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
+def s3(folder: Path, rounds: int) -> None:
+    """From SeaweedFS on this machine, nothing fetched before: what is counted includes fetching."""
+    print("\n### From SeaweedFS, caches empty: opening and four fifths of an epoch\n")
+    print("| | | per CPU-s, opening included | per s | first batch s |\n|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as temporary, seaweed(Path(temporary)) as fresh:
+        remote = fresh()
+        access = Access(remote)
+        names = ("store-grids", "store-text", "litdata-grids", "litdata-text", "mds-grids")
+        for file in (f for n in (*names, "mds-text") for f in (folder / n).rglob("*")):
+            if file.is_file():
+                access.put(file, str(file.relative_to(folder)))
+        for kind in ("grids", "text"):
+            for name in ("tokenmill-torch", "litdata", "mosaicml-streaming"):
+                _show_s3(kind, name, folder, remote, rounds)
+
+
+def _show_s3(kind: str, name: str, folder: Path, remote: str, rounds: int) -> None:
+    rows = []
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as fetched:
+            where = {"STREAM_FETCHED": fetched, "TOKENMILL_CACHE": fetched}
+            try:
+                row = _subject(name, kind, "speed", folder, STREAM_REMOTE=remote, **where)
+            except SystemExit as failed:
+                print(f"| {kind} | {name} | {str(failed).splitlines()[-1][:120]} | | |")
+                return
+            rows.append(row)
+    width = 1 if kind == "grids" else LENGTH
+    scale, unit = (1e3, "k samples") if kind == "grids" else (1e6, "M tokens")
+    cpu = measure.spread([r["with_opening_per_cpu"] * width / scale for r in rows], 1)
+    wall = measure.spread([r["samples_per_s"] * width / scale for r in rows], 1)
+    first = measure.spread([r["first_batch_s"] for r in rows], 2)
+    print(f"| {kind}, {unit} | {name} | {cpu} | {wall} | {first} |", flush=True)
+
+
+@contextlib.contextmanager
+def seaweed(folder: Path) -> Iterator[Callable[[], str]]:
+    """A factory of fresh s3:// roots on the tests' own server, without pytest."""
+
+    class Factory:
+        def mktemp(self, name: str) -> Path:
+            (folder / name).mkdir()
+            return folder / name
+
+    yield from s3_fixture.__wrapped__(Factory())
+
+
 def worlds(folder: Path, rounds: int) -> None:
     """The world size changed in mid-epoch: what the ranks gave before and after, counted."""
     grids = tokenmill.open(str(folder / "store-grids"))
@@ -222,10 +275,10 @@ def _given(maker: Callable[..., Any], before: int, after: int) -> np.ndarray[Any
 def _pieces(batches: Iterator[Any]) -> Iterator[int]:
     for batch in batches:
         for number, id in enumerate(batch.ids):
-            tokens = batch.tokens[number]
+            row, start, stop = number, 0, None
             if batch.documents is not None:
                 row, start, stop = batch.documents[number].tolist()
-                tokens = batch.tokens[row, start:stop]
+            tokens = batch.tokens[row, start:stop]
             yield hash((id.tobytes(), tokens.tobytes()))
 
 
@@ -294,7 +347,7 @@ def _snapshot_row(root: Path, snapshot: str) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    what = {"speed": speed, "resume": resume, "worlds": worlds, "shards": shards}
+    what = {"speed": speed, "resume": resume, "worlds": worlds, "shards": shards, "s3": s3}
     parser.add_argument("what", choices=["peers", "all", *what])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--grids", type=int, default=240_000)

@@ -9,12 +9,19 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from tokenmill.pipelines.placement import Need, Node, fits
 from tokenmill.schemas.ledger import FORGOTTEN
-from tokenmill.schemas.work import FailureClass, Task, TaskFailure, TaskResult, WorkUnit
+from tokenmill.schemas.work import (
+    FailureClass,
+    ParentRows,
+    Task,
+    TaskFailure,
+    TaskResult,
+    WorkUnit,
+)
 
 Pool = tuple[str, str]  # (pipeline, stream): each has its own workers
 Name = tuple[str, bytes, str]  # (pipeline, unit, stream)
@@ -180,7 +187,11 @@ Decision = StartWorker | StopWorker | Assign | Commit | Replan | Finish
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NewTask:
-    """What the plan asks for."""
+    """What the plan asks for.
+
+    after: the parent stream, whose task of the same unit is added before this one and must be
+    committed first. parent: the committed rows to read; known at once, or from that commit on.
+    """
 
     unit: WorkUnit
     stream: str
@@ -188,6 +199,8 @@ class NewTask:
     planned_seq: int  # the ledger's sequence that the plan knew
     replaces: bool = False
     forgotten: frozenset[bytes] = frozenset()  # samples that get no tokens, unread
+    after: str | None = None
+    parent: ParentRows | None = None
 
     @property
     def pool(self) -> Pool:
@@ -203,7 +216,7 @@ class _Work:
     """One task's way through the run."""
 
     new: NewTask
-    state: Literal["waiting", "running", "done", "committing", "failed"] = "waiting"
+    state: Literal["blocked", "waiting", "running", "done", "committing", "failed"] = "waiting"
     lost: int = 0  # unexplained deaths of its worker: these are the attempts
     attempt: int | None = None
     avoid: int | None = None  # a worker it failed on
@@ -298,11 +311,12 @@ class Coordinator:
         self._store_patience = store_patience
         self._work: dict[Name, _Work] = {}
         self._waiting: dict[Pool, deque[Name]] = {pool: deque() for pool in pools}
+        self._children: dict[Name, list[Name]] = {}  # a task -> those that wait for its commit
         self._workers: dict[int, _Worker] = {}
         self._next_worker = 0
         self._next_attempt = 0
         self._done: dict[str, list[Name]] = {}
-        self._committing: set[str] = set()
+        self._committing: dict[str, list[Name]] = {}  # told of group by group
         self._oldest_done: float | None = None
         self._paused_until = 0.0
         self._pause = FIRST_PAUSE
@@ -327,8 +341,11 @@ class Coordinator:
             if new.name in self._work:
                 continue
             self._work[new.name] = _Work(new=new)
-            self._waiting[new.pool].append(new.name)
             self.counts.planned += 1
+            if new.after is None:
+                self._waiting[new.pool].append(new.name)
+            else:
+                self._block(new.name, (new.unit.pipeline, new.unit.id, new.after))
 
     def adopt(self, worker: int, pool: Pool) -> None:
         """A worker that the probe has started already."""
@@ -373,7 +390,6 @@ class Coordinator:
             case Committed():
                 self._on_committed(event)
             case CommitPostponed():
-                self._committing.discard(event.pipeline)
                 self._give_back(event.pipeline)
                 self._store_fails(event.why, now)
             case Replanned():
@@ -459,9 +475,39 @@ class Coordinator:
             self.counts.failed += 1
             first = work.new.unit.spans[0].input.uri
             self._abandoned.append(f"{name[0]}/{name[2]}, unit from {first}: {why}")
+            self._give_up_children(name)
         else:
             work.state = "waiting"
             self._waiting[work.new.pool].appendleft(name)
+
+    def _block(self, name: Name, parent: Name) -> None:
+        """`name` waits for the commit of `parent`, or fails with it."""
+        if parent not in self._work:
+            raise ValueError(f"{name} waits for {parent}, which is not planned")
+        self._work[name].state = "blocked"
+        self._children.setdefault(parent, []).append(name)
+        if self._work[parent].state == "failed":
+            self._give_up_children(parent)
+
+    def _blocked(self, parent: Name) -> list[Name]:
+        """Those that have waited for `parent` until now, but for those planned anew meanwhile."""
+        children = self._children.pop(parent, [])
+        return [n for n in children if n in self._work and self._work[n].state == "blocked"]
+
+    def _give_up_children(self, name: Name) -> None:
+        """Their parent has failed: there will be nothing to read in this run."""
+        for child in self._blocked(name):
+            self._work[child].state = "failed"
+            self.counts.failed += 1
+            self._give_up_children(child)
+
+    def _free_children(self, name: Name, parent: ParentRows) -> None:
+        """Their parent is committed: its rows can be read."""
+        for child in self._blocked(name):
+            work = self._work[child]
+            work.new = replace(work.new, after=None, parent=parent)
+            work.state = "waiting"
+            self._waiting[work.new.pool].append(child)
 
     def _on_answer(self, event: Answered, now: float) -> Iterator[Decision]:
         answer = event.answer
@@ -540,7 +586,7 @@ class Coordinator:
         held.uris.update(uris)
         while True:
             touching = [n for n in self._work if n[0] == pipeline and self._touches(n, held.uris)]
-            waiting = [n for n in touching if self._work[n].state == "waiting"]
+            waiting = [n for n in touching if self._work[n].state in ("blocked", "waiting")]
             if not waiting:
                 break
             for name in waiting:
@@ -616,11 +662,17 @@ class Coordinator:
         yield StopWorker(worker=worker)
 
     def _on_committed(self, event: Committed) -> None:
-        self._committing.discard(event.pipeline)
+        told = {(event.pipeline, *name) for name in (*event.committed, *event.dropped)}
+        left = [n for n in self._committing.pop(event.pipeline, []) if n not in told]
+        if left:  # another group of the same commit
+            self._committing[event.pipeline] = left
         self._store_works()
         for unit, stream in event.committed:
-            del self._work[event.pipeline, unit, stream]
+            name = (event.pipeline, unit, stream)
+            result = self._work.pop(name).result
+            assert result is not None
             self.counts.committed += 1
+            self._free_children(name, result.as_parent())
         uris: set[str] = set()
         for unit, stream in event.dropped:
             work = self._work.pop((event.pipeline, unit, stream))
@@ -643,10 +695,11 @@ class Coordinator:
 
     def _give_back(self, pipeline: str) -> None:
         """The entries of a commit that the store did not take wait for the next one."""
-        for name, work in self._work.items():
-            if name[0] == pipeline and work.state == "committing":
-                work.state = "done"
-                self._done.setdefault(pipeline, []).append(name)
+        names = self._committing.pop(pipeline, [])
+        for name in names:
+            self._work[name].state = "done"
+        if names:  # the oldest go first
+            self._done[pipeline] = names + self._done.get(pipeline, [])
 
     # -- the store --------------------------------------------------------------------
 
@@ -709,7 +762,7 @@ class Coordinator:
                 work.state = "committing"
                 assert work.result is not None
                 results.append((work.new, work.result))
-            self._committing.add(pipeline)
+            self._committing[pipeline] = batch
             yield Commit(pipeline=pipeline, results=tuple(results))
         self._oldest_done = now if self._done else None
 
@@ -751,6 +804,7 @@ class Coordinator:
             isolate=work.isolate,
             condemned={**dict.fromkeys(work.new.forgotten, _TAKEN_OUT), **work.condemned},
             tolerate=work.tolerate,
+            parent=work.new.parent,
         )
 
     def _resize(self) -> Iterator[Decision]:

@@ -65,7 +65,15 @@ class Committer:
             try:
                 outcome = self.ledger.commit(
                     decision.pipeline,
-                    [Entry(unit=n.unit, result=r, replaces=n.replaces) for n, r in results],
+                    [
+                        Entry(
+                            unit=n.unit,
+                            result=r,
+                            replaces=n.replaces,
+                            parent=n.parent.stream if n.parent else None,
+                        )
+                        for n, r in results
+                    ],
                     run=self.run,
                     planned_seq=planned_seq,
                     facts=self.facts[decision.pipeline],

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
+from tokenmill.pipelines.children import Attempt, Child, plan_children
 from tokenmill.pipelines.coordinator import (
     NewTask,
     Pool,
@@ -25,10 +27,10 @@ from tokenmill.pipelines.executors import Executor, LocalExecutor
 from tokenmill.pipelines.plan import CoveredSpan, Plan, plan
 from tokenmill.schemas.errors import JobError, StoreError
 from tokenmill.schemas.identity import canonical_uri
-from tokenmill.schemas.job import Job, Resources, nearest, parse_job
-from tokenmill.schemas.samples import Source
-from tokenmill.schemas.tokenizer import WorkerFacts
-from tokenmill.schemas.work import Input
+from tokenmill.schemas.job import Job, Resources, nearest, parents_first, parse_job
+from tokenmill.schemas.samples import Source, alternatives
+from tokenmill.schemas.tokenizer import WorkerFacts, parent_mismatch
+from tokenmill.schemas.work import Input, ParentFile
 from tokenmill.store.access import Access
 from tokenmill.store.ledger import Ledger
 from tokenmill.workers.sources import open_source
@@ -155,7 +157,30 @@ class Session:
             if not self.inputs:
                 self.list()
             self._await(executor, set(self.kept))
-        self.facts = dict(executor.facts())
+        self.facts = self._with_parents(executor.facts())
+
+    def _with_parents(self, facts: Mapping[Pool, WorkerFacts]) -> dict[Pool, WorkerFacts]:
+        """A child's recipe holds its parent's. Raises JobError where they do not fit."""
+        found = dict(facts)
+        for name, config in self.job.pipelines.items():
+            for stream in parents_first(config.streams):
+                parent = config.streams[stream].parent
+                if parent is None:
+                    continue
+                child, of = found[name, stream], found[name, parent]
+                output, space = of.output, of.identity.space
+                if why := parent_mismatch(
+                    child.descriptor, output.axes, output.codebook_sizes, space
+                ):
+                    raise JobError(
+                        f"the stream {stream!r} cannot read the tokens of {parent!r}",
+                        where=f"pipelines.{name}.streams.{stream}.parent",
+                        why=why,
+                        remedy="name the stream or the checkpoint that belong together",
+                    )
+                identity = child.identity.child_of(space, of.identity.recipe)
+                found[name, stream] = replace(child, identity=identity)
+        return found
 
     def _await(self, executor: Executor, starting: set[int]) -> None:
         began, warned = time.monotonic(), False
@@ -189,10 +214,11 @@ class Session:
         for name, stream in self.pools:
             config = self.job.pipelines[name].streams[stream]
             wanted = list(config.fields.values()) or ([config.field] if config.field else [])
-            probe = self.inputs[name][:8]
+            # what a multi-object input has is known from its listing; others are opened to see
+            probe = [i for n, i in enumerate(self.inputs[name]) if n < 8 or i.parts]
             found = {f for i in probe for f in self.sources[name].fields(i)}
             for field_ in wanted:
-                if found and field_ not in found:
+                if found and found.isdisjoint(alternatives(field_)):
                     where = f"pipelines.{name}.streams.{stream}.field"
                     raise JobError(
                         f"no input has the field {field_!r}{nearest(field_, found)}",
@@ -212,18 +238,40 @@ class Session:
                 inputs = [i for i in self.sources[name].list() if i.uri in set(only[1])]
             seq = ledger.seq(name) if ledger else 0
             self.forgotten[name] = forgotten(ledger, name) if ledger else {}
+            coverage = covered(ledger, name) if ledger else {}
+            streams = [s for s, c in config.streams.items() if c.parent is None]
             made = plan(
                 name,
                 inputs,
-                {s: self.facts[name, s].identity.recipe for s in config.streams},
-                covered(ledger, name) if ledger else {},
+                {s: self.facts[name, s].identity.recipe for s in streams},
+                coverage,
                 unit_bytes=config.source.unit_bytes,
                 unit_inputs=config.source.unit_inputs,
                 splittable=self.sources[name].splittable,
                 retokenize=self.options.retokenize,
             )
+            if children := self._children(name):
+                parents = {child.parent for child in children}
+                files = parent_files(ledger, name, parents) if ledger else {}
+                made = plan_children(
+                    made, inputs, children, coverage, files, retokenize=self.options.retokenize
+                )
             plans[name] = (made, seq)
         return plans
+
+    def _children(self, pipeline: str) -> Sequence[Child]:
+        streams = self.job.pipelines[pipeline].streams
+        return [
+            Child(
+                stream=stream,
+                recipe=self.facts[pipeline, stream].identity.recipe,
+                parent=parent,
+                parent_space=self.facts[pipeline, parent].identity.space,
+                parent_recipe=self.facts[pipeline, parent].identity.recipe,
+            )
+            for stream in parents_first(streams)
+            if (parent := streams[stream].parent) is not None
+        ]
 
     def tasks(self, plans: Planned) -> Iterator[NewTask]:
         for name, (made, seq) in plans.items():
@@ -236,6 +284,8 @@ class Session:
                     recipe=self.facts[name, task.stream].identity.recipe,
                     planned_seq=seq,
                     replaces=task.replaces,
+                    after=task.after,
+                    parent=task.parent,
                     forgotten=frozenset().union(*(gone.get(place, ()) for place in places)),
                 )
 
@@ -268,20 +318,47 @@ def _fitting(
     yield group
 
 
+COVERED = (
+    "input",
+    "span_start",
+    "span_end",
+    "recipe",
+    "unit",
+    "ordinal",
+    "seq",
+    "first_row",
+    "rows",
+)
+
+
 def covered(ledger: Ledger, pipeline: str) -> dict[str, list[CoveredSpan]]:
     """stream -> its valid cells."""
     table = ledger.coverage(pipeline)
     found: dict[str, list[CoveredSpan]] = {}
     for stream in pc.unique(table["stream"]).to_pylist():
         rows = table.filter(pc.equal(table["stream"], stream))
-        columns = [
-            rows[c].to_pylist()
-            for c in ("input", "span_start", "span_end", "recipe", "unit", "ordinal")
-        ]
+        columns = [rows[c].to_pylist() for c in COVERED]
         found[stream] = [
-            CoveredSpan(input=i, start=a, end=b, recipe=r, unit=u, ordinal=o)
-            for i, a, b, r, u, o in zip(*columns, strict=True)
+            CoveredSpan(
+                input=i, start=a, end=b, recipe=r, unit=u, ordinal=o, seq=q, first_row=f, rows=n
+            )
+            for i, a, b, r, u, o, q, f, n in zip(*columns, strict=True)
         ]
+    return found
+
+
+def parent_files(
+    ledger: Ledger, pipeline: str, parents: Collection[str]
+) -> dict[Attempt, list[ParentFile]]:
+    """The committed shard files of streams, by the commit that wrote them, in row order."""
+    columns = ("stream", "unit", "seq", "path", "first_row", "rows")
+    table = ledger.rows("unit", pipeline=pipeline, columns=columns)
+    table = table.filter(pc.is_in(table["stream"], value_set=pa.array(sorted(parents))))
+    found: dict[Attempt, list[ParentFile]] = {}
+    for row in table.sort_by("first_row").to_pylist():
+        files = found.setdefault((row["stream"], row["unit"], row["seq"]), [])
+        if row["path"] is not None:  # a unit without rows has no file
+            files.append(ParentFile(path=row["path"], first_row=row["first_row"], rows=row["rows"]))
     return found
 
 

@@ -28,12 +28,13 @@ from numpy.typing import NDArray
 from tokenmill.schemas.errors import JobError, SpaceMismatch
 from tokenmill.schemas.job import nearest
 from tokenmill.store.access import Access
-from tokenmill.store.alignment import FileRows, Plan, plan_pipeline
+from tokenmill.store.alignment import FileRows, Plan, by_file, plan_pipeline
 from tokenmill.store.choosing import choose_snapshot
 from tokenmill.store.decoding import Decoder, Decoders, StreamTokenizer
 from tokenmill.store.gather import read_piece
 from tokenmill.store.joining import Join
 from tokenmill.store.ledger import Ledger
+from tokenmill.store.parts import Part
 from tokenmill.store.query import run_sql
 from tokenmill.store.rows import Batch, Column, Row
 from tokenmill.store.shards import ShardReader
@@ -264,6 +265,21 @@ class Dataset:
                     yield from self._join(plan, streams).read(index, piece, streams, decode)
                 else:
                     yield from read_piece(self._access, piece, streams, decode)
+
+    def parts(self, streams: Collection[str] | None = None) -> list[Part]:
+        """All samples in disjoint parts, in the order of `batches`, for processes that share the
+        reading: about one part per shard file. Raises SpaceMismatch as `batches` does."""
+        wanted = self._wanted(streams)
+        self.check_spaces(wanted)
+        parts = []
+        for plan in self._plans(wanted):
+            for index, piece in enumerate(plan.pieces):
+                if index in plan.partial:
+                    join = self._join(plan, wanted).only(index)
+                    parts.append(Part(self._access, piece, wanted, index=index, join=join))
+                else:
+                    parts += [Part(self._access, each, wanted) for each in by_file(piece)]
+        return [part for part in parts if part.rows]
 
     def _plans(self, streams: frozenset[str]) -> Iterator[Plan]:
         files = sorted((f for f in self._files if f.stream in streams), key=lambda f: f.pipeline)

@@ -247,7 +247,7 @@ class World:
             raise StoreUnavailable("the store does not answer", why="503")
         kind = self.fault(("store-down", "driver-killed-in-store"))
         if kind == "store-down":
-            self.down_until = self.clock + (5, 60, 700)[self.chance.pick(3)]
+            self.down_until = self.clock + (0, 5, 60, 700)[self.chance.pick(4)]
             if operation == "append":
                 raise OSError("503")
             raise StoreUnavailable("the store does not answer", why="503")
