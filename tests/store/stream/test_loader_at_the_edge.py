@@ -296,9 +296,8 @@ def test_batches_are_torch_tensors_and_workers_give_the_same_batches(tmp_path: P
     loader = dataset.loader("text", **settings)
     expected = tokens(dataset.loader("text", **settings))
     for workers in (0, 2):
-        data = torch.utils.data.DataLoader(
-            loader.iterable_dataset(), batch_size=None, num_workers=workers
-        )
+        steps = pickle.loads(pickle.dumps(loader.iterable_dataset()))  # as spawned workers get it
+        data = torch.utils.data.DataLoader(steps, batch_size=None, num_workers=workers)
         seen, states = [], []
         for batch in data:
             assert isinstance(batch.tokens, torch.Tensor)
