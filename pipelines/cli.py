@@ -25,6 +25,7 @@ from tokenmill.pipelines import (
     cli_watch,
     summary,
 )
+from tokenmill.pipelines.estimate import Estimate
 from tokenmill.pipelines.progress import progress
 from tokenmill.pipelines.run import dry_run
 from tokenmill.pipelines.run import run as run_job
@@ -104,7 +105,7 @@ def run(
 ) -> None:
     """Tokenize what a job's sources hold and its store does not. Resumes by itself."""
     options = _options(executor, address, workers, retokenize, not no_lease)
-    options = replace(options, log=log)
+    options = replace(options, log=log, estimate=_estimate_of(job))
     with progress() as shown:
         report = run_job(load_job(job), options, watch=shown, say=shown.say)
     summary.show_run(report, job)
@@ -117,10 +118,47 @@ def plan(
     executor: ExecutorOption = "local",
     address: Address = None,
     retokenize: Retokenize = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Encode a sample, and estimate what a run will cost.")
+    ] = False,
+    seconds: Annotated[
+        float, typer.Option(min=1, help="With --measure: about so long for each stream.")
+    ] = 60,
+    gpu_price: Annotated[float, typer.Option(min=0, help="Of a GPU-hour, in your currency.")] = 0,
+    cpu_price: Annotated[float, typer.Option(min=0, help="Of a CPU-hour.")] = 0,
 ) -> None:
-    """Show what `run` would do; write nothing."""
-    report, facts = dry_run(load_job(job), _options(executor, address, None, retokenize, False))
+    """Show what `run` would do; write nothing into the store.
+
+    With --measure the estimate is kept in JOB.estimate.json, and the run says how far off it was.
+    """
+    if measure and executor != "local":
+        raise JobError("--measure works on this machine", remedy="leave --executor out")
+    report, facts = dry_run(
+        load_job(job),
+        _options(executor, address, None, retokenize, False),
+        measure_seconds=seconds if measure else None,
+        say=lambda text: print(text, file=sys.stderr),
+    )
     summary.show_plan(report, facts)
+    if report.estimate is not None and report.estimate.streams:
+        summary.show_estimate(report.estimate, gpu_price=gpu_price, cpu_price=cpu_price)
+        path = _estimate_file(job)
+        try:
+            path.write_text(report.estimate.to_json(), encoding="utf-8")
+        except OSError as error:
+            raise JobError("the estimate cannot be kept", where=str(path), why=str(error)) from None
+        print(f"kept in {path}: the next run compares itself with it")
+
+
+def _estimate_file(job: str) -> Path:
+    return Path(job).with_suffix(".estimate.json")
+
+
+def _estimate_of(job: str) -> Estimate | None:
+    path = _estimate_file(job)
+    if not path.is_file():
+        return None
+    return Estimate.from_json(path.read_text(encoding="utf-8"), where=str(path))
 
 
 @app.command()

@@ -27,7 +27,7 @@ def decode(
         str | None, typer.Option("--id", help="Its id instead: 32 hex digits, always one.")
     ] = None,
     out: Annotated[
-        str | None, typer.Option("--out", "-o", help="The file: .png .jpg .webp .gif .txt")
+        str | None, typer.Option("--out", "-o", help="The file: .png .jpg .webp .gif .mp4 .txt")
     ] = None,
     stream: Annotated[str | None, typer.Option(help="Which stream, where several fit.")] = None,
     compare: Annotated[

@@ -7,11 +7,12 @@ of an attempt that was given up is recognised by its token and ignored.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from tokenmill.pipelines.placement import Need, Node, fits
 from tokenmill.schemas.ledger import FORGOTTEN
 from tokenmill.schemas.work import (
     FailureClass,
@@ -35,6 +36,8 @@ CONDEMNED_IN_A_ROW = 20
 REPLANS = 3
 # A pool whose workers die before they are ready, so often in a row, is not going to start.
 FAILED_STARTS = 3
+# A worker's start costs about this much, with weights from a node's cache.
+IDLE_SECONDS = 30.0
 _TAKEN_OUT = (FORGOTTEN, "taken out by `tokenmill forget`")
 
 
@@ -109,6 +112,13 @@ class StopAsked:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class CapacityChanged:
+    """Nodes joined, left or are being drained."""
+
+    nodes: tuple[Node, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Tick:
     """Time went by."""
 
@@ -123,6 +133,7 @@ Event = (
     | Replanned
     | ReplanPostponed
     | StopAsked
+    | CapacityChanged
     | Tick
 )
 
@@ -222,6 +233,7 @@ class _Worker:
     pool: Pool
     state: Literal["starting", "ready"] = "starting"
     running: dict[int, Name] = field(default_factory=dict)
+    idle_since: float | None = None
 
 
 @dataclass(kw_only=True, slots=True)
@@ -240,6 +252,12 @@ class PoolLimits:
     most: int
     cpus: float = 1.0
     gpus: float = 0.0
+    least: int = 0  # kept although they have nothing to do
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def need(self) -> Need:
+        return Need(cpus=self.cpus, gpus=self.gpus, labels=self.labels)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -283,10 +301,12 @@ class Coordinator:
         gpus: float = 0.0,
         attempts: int = 3,
         store_patience: float = 600.0,
+        nodes: Sequence[Node] | None = None,
     ) -> None:
+        """cpus, gpus: of one machine, unless `nodes` says what there is."""
         self._run = run
         self._pools = dict(pools)
-        self._cpus, self._gpus = cpus, gpus
+        self._nodes = tuple(nodes) if nodes is not None else (Node(cpus=cpus, gpus=gpus),)
         self._attempts = attempts
         self._store_patience = store_patience
         self._work: dict[Name, _Work] = {}
@@ -311,6 +331,7 @@ class Coordinator:
         self._held: dict[str, _Held] = {}
         self._asked: Replan | None = None
         self._abandoned: list[str] = []
+        self._room: dict[Pool, tuple[object, bool]] = {}
         self.counts = Counts()
 
     # -- from outside -----------------------------------------------------------------
@@ -381,6 +402,8 @@ class Coordinator:
                 self._store_fails(event.why, now)
             case StopAsked():
                 self._stop = self._stop or event
+            case CapacityChanged():
+                self._nodes = event.nodes
             case Tick():
                 pass
         decisions += self._advance(now)
@@ -595,6 +618,11 @@ class Coordinator:
                 self._asked = Replan(pipeline=pipeline, uris=tuple(sorted(held.uris)))
                 yield self._asked
 
+    def _held_up(self) -> bool:
+        """Whether a plan waits for the commit of what is finished."""
+        blockers = (n for held in self._held.values() for n in held.blockers)
+        return any(n in self._work and self._work[n].state == "done" for n in blockers)
+
     def _drop(self, names: Sequence[Name]) -> None:
         gone = set(names)
         for pool in {self._work.pop(name).new.pool for name in names}:
@@ -703,6 +731,7 @@ class Coordinator:
         if self._stop is None and now >= self._paused_until:
             yield from self._release()
             yield from self._assign()
+            yield from self._retire_idle(now)
             yield from self._resize()
         yield from self._end()
 
@@ -712,7 +741,7 @@ class Coordinator:
             return
         due = (
             self._stop is not None
-            or bool(self._held)  # they wait for what is finished there
+            or self._held_up()
             or waiting >= COMMIT_UNITS
             or (self._oldest_done is not None and now - self._oldest_done >= COMMIT_SECONDS)
             or not any(w.state in ("waiting", "running") for w in self._work.values())
@@ -793,26 +822,63 @@ class Coordinator:
             self._workers[id_] = _Worker(pool=pool)
             yield StartWorker(worker=id_, pool=pool)
 
+    def _retire_idle(self, now: float) -> Iterator[Decision]:
+        """Let workers go that have had nothing to do for a while: their GPUs cost money, and an
+        autoscaler takes only nodes that nobody holds."""
+        for id_, worker in list(self._workers.items()):
+            if worker.running or worker.state != "ready" or self._waiting[worker.pool]:
+                worker.idle_since = None
+                continue
+            if worker.idle_since is None:
+                worker.idle_since = now
+            have = sum(w.pool == worker.pool for w in self._workers.values())
+            if now - worker.idle_since >= IDLE_SECONDS and have > self._pools[worker.pool].least:
+                del self._workers[id_]
+                yield StopWorker(worker=id_)
+
+    def wanted(self) -> dict[Pool, int]:
+        """Workers that each pool could keep busy, whatever there is room for: an autoscaler's
+        demand. Nothing once the run is to stop."""
+        found = {}
+        for pool, queue in self._waiting.items():
+            limits = self._pools[pool]
+            mine = [w for w in self._workers.values() if w.pool == pool]
+            busy = sum(bool(w.running) for w in mine)
+            more = -(-len(queue) // SLOTS)
+            count = min(limits.most, max(busy + more, limits.least if mine or queue else 0))
+            found[pool] = 0 if self._stop or self._finished else count
+        return found
+
     def _has_worker(self, pool: Pool) -> bool:
         return any(w.pool == pool for w in self._workers.values())
 
     def _neediest(self) -> Pool | None:
-        cpus = self._cpus - sum(self._pools[w.pool].cpus for w in self._workers.values())
-        gpus = self._gpus - sum(self._pools[w.pool].gpus for w in self._workers.values())
+        """The pool that should have one more worker: without any first, then below its minimum,
+        then by its queue for each worker."""
         best: tuple[float, Pool] | None = None
         for pool, queue in self._waiting.items():
             limits = self._pools[pool]
-            have = sum(w.pool == pool for w in self._workers.values())
-            starting = sum(w.pool == pool and w.state == "starting" for w in self._workers.values())
-            fits = limits.cpus <= cpus + 1e-9 and limits.gpus <= gpus + 1e-9
-            if not self._workers:
-                fits = True  # a machine with less than a worker asks for still does the work
-            if not fits or have >= limits.most or len(queue) <= starting * SLOTS:
+            mine = [w for w in self._workers.values() if w.pool == pool]
+            starting = sum(w.state == "starting" for w in mine)
+            enough = len(queue) <= starting * SLOTS and (not queue or len(mine) >= limits.least)
+            if enough or len(mine) >= limits.most:
                 continue
-            need = float("inf") if have == 0 else len(queue) / have
-            if best is None or need > best[0]:
+            need = float("inf") if not mine else len(queue) / len(mine)
+            if (best is None or need > best[0]) and self._room_for(pool):
                 best = (need, pool)
         return best[1] if best else None
+
+    def _room_for(self, pool: Pool) -> bool:
+        if not self._workers:
+            return True  # a machine with less than a worker asks for still does the work
+        counts = Counter(w.pool for w in self._workers.values())
+        counts[pool] += 1
+        # the coordinator asks at every event and the answer rarely changes
+        key = (self._nodes, tuple(sorted(counts.items())))
+        if self._room.get(pool, (None, False))[0] != key:
+            needs = [self._pools[p].need for p, n in counts.items() for _ in range(n)]
+            self._room[pool] = (key, fits(self._nodes, needs))
+        return self._room[pool][1]
 
     def _end(self) -> Iterator[Decision]:
         if self._committing or any(self._done.values()):

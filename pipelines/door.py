@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from tokenmill.pipelines.tensors import tensors
 from tokenmill.schemas.errors import TokenizerError
 from tokenmill.schemas.tokenizer import Checkpoint, Decodes, Encoded, Tokenizer
 from tokenmill.store.dataset import Dataset, open_store
@@ -29,7 +30,13 @@ def open(
     where there is no store.
     """
     return open_store(
-        uri, tag=tag, snapshot=snapshot, pipeline=pipeline, spaces=spaces, decoder=_decoder
+        uri,
+        tag=tag,
+        snapshot=snapshot,
+        pipeline=pipeline,
+        spaces=spaces,
+        decoder=_decoder,
+        tensors=tensors,
     )
 
 

@@ -11,9 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from tokenmill.pipelines.coordinator import Coordinator, Counts, Finish, NewTask
+from tokenmill.pipelines.coordinator import Coordinator, Counts, Finish, NewTask, Pool
+from tokenmill.pipelines.estimate import Compared, Estimate, compare
 from tokenmill.pipelines.executors import Executor, Running
 from tokenmill.pipelines.loop import Committer, Stops, Watcher, drive
+from tokenmill.pipelines.measure import Measuring, measure
 from tokenmill.pipelines.observing import Observing
 from tokenmill.pipelines.plan import Plan
 from tokenmill.pipelines.session import Options, Session, refuse_outdated
@@ -41,14 +43,20 @@ class Report:
     work_seconds: float = 0.0
     tally: Tally = field(default_factory=Tally)
     bound: Bound = field(default_factory=lambda: Bound(by=""))
+    estimate: Estimate | None = None  # of a dry run that measured
+    # stream -> what an earlier estimate said beside what came out
+    compared: Mapping[Pool, Sequence[Compared]] = field(default_factory=dict)
 
     @property
     def nothing_new(self) -> bool:
         return not any(p.tasks for p in self.plans.values())
 
 
-def dry_run(job: Job, options: Options) -> tuple[Report, Mapping[str, WorkerFacts]]:
-    """What `run` would do; writes nothing."""
+def dry_run(
+    job: Job, options: Options, *, measure_seconds: float | None = None, say: Say = print
+) -> tuple[Report, Mapping[str, WorkerFacts]]:
+    """What `run` would do; writes nothing. measure_seconds: encode a sample for about so long a
+    stream, and estimate."""
     session = Session(job, options)
     with ExitStack() as stack:
         executor = session.executor()
@@ -62,7 +70,11 @@ def dry_run(job: Job, options: Options) -> tuple[Report, Mapping[str, WorkerFact
         facts = {f"{p}/{s}": f for (p, s), f in session.facts.items()}
         if ledger is not None and not options.retokenize:
             refuse_outdated(plans, session, ledger)
-        return report, facts
+    # after the probe's workers are gone: they would share its CPUs
+    if measure_seconds is not None:
+        what = Measuring(job=job, plans=report.plans, sources=session.sources, facts=session.facts)
+        report.estimate = measure(what, seconds=measure_seconds, say=say)
+    return report, facts
 
 
 def run(job: Job, options: Options, *, watch: Watcher, say: Say) -> Report:
@@ -94,13 +106,14 @@ def run(job: Job, options: Options, *, watch: Watcher, say: Say) -> Report:
             gpus=executor.gpus,
             attempts=job.policy.attempts,
             store_patience=job.policy.store_patience,
+            nodes=executor.nodes(),
         )
         coordinator.add(session.tasks(plans))
         for worker, pool in session.kept.items():
             coordinator.adopt(worker, pool)
         report.start_seconds = time.monotonic() - began
         observing = Observing(
-            job=job.name, run=run_id, leases=leases, log=options.log, on_ray=executor.name == "ray"
+            job=job.name, run=run_id, leases=leases, log=options.log, executor=executor
         )
         stops = Stops(job.limits, lost=lambda: any(x.lost for x in leases), gpus=executor.gpus)
         with stops.signals():
@@ -117,9 +130,22 @@ def run(job: Job, options: Options, *, watch: Watcher, say: Say) -> Report:
             starting=report.start_seconds,
             working=report.work_seconds,
         )
+        report.compared = _compared(options.estimate, session, observing.tally)
         observing.ended(report.exit_code, report.why, coordinator)
         _finish_runs(ledger, report)
     return report
+
+
+def _compared(
+    said: Estimate | None, session: Session, tally: Tally
+) -> Mapping[Pool, Sequence[Compared]]:
+    found: dict[Pool, Sequence[Compared]] = {}
+    for pool, done in tally.streams.items():
+        one = said.of(*pool, session.facts[pool].identity.recipe) if said else None
+        if one is not None:
+            came = {"tokens": done.tokens, "stored": done.stored, "samples": done.samples}
+            found[pool] = compare(one, read=done.covered, came=came)
+    return found
 
 
 def _leases(session: Session, run_id: str) -> list[Lease]:
@@ -201,6 +227,10 @@ def _finish_runs(ledger: Ledger, report: Report) -> None:
         "absent": report.counts.absent,
         "seconds": round(report.start_seconds + report.work_seconds, 3),
         "bound_by": report.bound.by,
+        "estimate_off": {
+            f"{pipeline}/{stream}": {each.what: round(each.off, 4) for each in compared}
+            for (pipeline, stream), compared in report.compared.items()
+        },
     }
     for pipeline in report.plans:
         ledger.finish_run(pipeline, report.run, state, summary)

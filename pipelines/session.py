@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from tokenmill.pipelines.coordinator import (
     WorkerLost,
     WorkerReady,
 )
+from tokenmill.pipelines.estimate import Estimate
 from tokenmill.pipelines.executors import Executor, LocalExecutor
 from tokenmill.pipelines.plan import CoveredSpan, Plan, plan
 from tokenmill.schemas.errors import JobError, StoreError
@@ -33,6 +35,10 @@ from tokenmill.store.access import Access
 from tokenmill.store.ledger import Ledger
 from tokenmill.workers.sources import open_source
 
+# Of a stream, where the job names no maximum.
+MOST_WORKERS = 1024
+# After so long without a worker a person should know what is waited for.
+PATIENCE_SECONDS = 60.0
 ExecutorName = Literal["ray", "local"]
 Planned = Mapping[str, tuple[Plan, int]]  # pipeline -> its plan, the ledger's sequence it knows
 
@@ -45,6 +51,7 @@ class Options:
     retokenize: bool = False
     lease: bool = True
     log: str | None = None
+    estimate: Estimate | None = None  # what `plan --measure` said, to be compared with
 
 
 def load_job(path: str) -> Job:
@@ -120,10 +127,16 @@ class Session:
                     where=f"resources.{pool[1]}.gpus_per_worker",
                     remedy="set it to 0, or run on a cluster with --address",
                 )
-            by_cpu = executor.cpus / need.cpus_per_worker if need.cpus_per_worker else 1024
-            most = self.options.workers or need.workers.max or max(1, int(by_cpu))
+            # nodes bound it, and on a cluster they may yet come; what takes nothing, CPUs do
+            takes = need.cpus_per_worker or need.gpus_per_worker
+            most = need.workers.max or (MOST_WORKERS if takes else max(1, int(executor.cpus)))
+            most = self.options.workers or most
             found[pool] = PoolLimits(
-                most=most, cpus=need.cpus_per_worker, gpus=need.gpus_per_worker
+                most=most,
+                cpus=need.cpus_per_worker,
+                gpus=need.gpus_per_worker,
+                least=min(need.workers.min, most),
+                labels=need.labels if executor.name == "ray" else {},
             )
         return found
 
@@ -170,7 +183,11 @@ class Session:
         return found
 
     def _await(self, executor: Executor, starting: set[int]) -> None:
+        began, warned = time.monotonic(), False
         while starting:
+            if not warned and time.monotonic() - began > PATIENCE_SECONDS:
+                warned = True
+                warnings.warn(_no_place(self.job, [self.kept[w] for w in starting]), stacklevel=2)
             for event in executor.wait(5.0):
                 match event:
                     case WorkerReady():
@@ -238,6 +255,8 @@ class Session:
                 made = plan_children(
                     made, inputs, children, coverage, files, retokenize=self.options.retokenize
                 )
+                if made.orphans and only is not None:
+                    raise _overtaken(name, made.orphans)
             plans[name] = (made, seq)
         return plans
 
@@ -272,6 +291,18 @@ class Session:
                 )
 
 
+def _no_place(job: Job, pools: Sequence[Pool]) -> str:
+    parts = []
+    for _, stream in pools:
+        need = job.resources.get(stream, Resources())
+        text = f"{stream!r} ({need.cpus_per_worker:g} CPUs, {need.gpus_per_worker:g} GPUs"
+        parts.append(text + "".join(f", {k}={v}" for k, v in need.labels.items()) + ")")
+    return (
+        f"no worker is ready yet of: {', '.join(parts)}. It starts as soon as a node has room; "
+        "look at `ray status`, and at resources in the job"
+    )
+
+
 def _fitting(
     pools: Sequence[Pool], limits: Mapping[Pool, PoolLimits], executor: Executor
 ) -> Iterator[list[Pool]]:
@@ -286,6 +317,16 @@ def _fitting(
         group.append(pool)
         cpus, gpus = cpus - need.cpus, gpus - need.gpus
     yield group
+
+
+def _overtaken(pipeline: str, orphans: Sequence[str]) -> JobError:
+    """In the middle of a run; before it, `refuse_outdated` says so."""
+    return JobError(
+        f"another run has tokenized the parent of stream {orphans[0]!r} with another recipe",
+        where=f"pipelines.{pipeline}.streams.{orphans[0]}",
+        why="this run cannot make the child of tokens that it would not have made itself",
+        remedy="run again with the job of that run, or --retokenize with this one",
+    )
 
 
 COVERED = (

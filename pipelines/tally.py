@@ -28,6 +28,7 @@ class StreamTally:
     tokens: int = 0
     stored: int = 0  # bytes of shard files
     read: int = 0  # bytes of the source
+    covered: int = 0  # bytes of the committed cells: what the plan counted
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     reasons: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     batches: int = 0
@@ -40,6 +41,7 @@ class StreamTally:
         self.with_tokens += result.with_tokens
         self.tokens += result.tokens
         self.stored += sum(shard.size for shard in result.shards)
+        self.covered += sum(cell.span.end - cell.span.start for cell in result.cells)
         self._add_stats(result.stats)
         for fault in (*result.quarantined, *result.input_faults):
             self.reasons[fault.reason] += 1

@@ -58,7 +58,7 @@ class ShardMeta:
     output: str
     space: str
     recipe: str
-    dtype: str  # of `ids`: uint8 | uint16 | uint32 | uint64
+    dtype: str  # of `ids`: uint8 | uint16 | uint32 | uint64, float16 | float32 where continuous
     axes: tuple[str, ...]
     codebook_sizes: tuple[int, ...]
     first_row: int = 0
@@ -70,6 +70,8 @@ class TokenRows:
 
     ids: n x 16 bytes, concatenated. values: the flat ids of the rows with tokens; lengths[i] is 0
     for the others. shapes: int32[n, ndim] where the shape varies, else None (1-D: the length).
+    n_valid, media_valid: how much of the first axis, and how many frames or audio samples of the
+    media, is not padding.
     """
 
     ids: bytes
@@ -81,6 +83,7 @@ class TokenRows:
     shapes: NDArray[np.int32] | None = None
     spans: Sequence[str | None] | None = None  # "start/end" of a clip or segment in its media
     n_valid: NDArray[np.int32] | None = None
+    media_valid: NDArray[np.int64] | None = None
 
     @property
     def n(self) -> int:

@@ -2,7 +2,8 @@
 
 A shard's columns: id fixed_size_binary(16), key string, source dictionary<int32, string>,
 verdict uint8, ids list<uintN> or packed bits (null where there are no tokens), and where they are
-given: span string, shape list<int32>, n_valid int32.
+given: span string, shape list<int32>, n_valid int32, media_valid int64. Continuous latents are
+`ids` of floats.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class Layout:
     span: bool
     shape: bool
     n_valid: bool
+    media_valid: bool = False
     bits: int | None = None
 
     @classmethod
@@ -43,6 +45,7 @@ class Layout:
             span=rows.spans is not None,
             shape=rows.shapes is not None,
             n_valid=rows.n_valid is not None,
+            media_valid=rows.media_valid is not None,
         )
 
     def schema(self, metadata: dict[bytes, bytes]) -> pa.Schema:
@@ -56,6 +59,7 @@ class Layout:
         fields += [pa.field("span", pa.string())] if self.span else []
         fields += [pa.field("shape", pa.list_(pa.int32()))] if self.shape else []
         fields += [pa.field("n_valid", pa.int32())] if self.n_valid else []
+        fields += [pa.field("media_valid", pa.int64())] if self.media_valid else []
         return pa.schema(fields, metadata=metadata)
 
     def _ids(self) -> pa.Field:
@@ -70,7 +74,8 @@ def checked(rows: TokenRows, dtype: str) -> TokenRows:
     Raises ValueError where columns disagree or an id does not fit: a fault of the caller's.
     """
     n = rows.n
-    per_row = (rows.keys, rows.sources, rows.lengths, rows.spans, rows.shapes, rows.n_valid)
+    optional = (rows.spans, rows.shapes, rows.n_valid, rows.media_valid)
+    per_row = (rows.keys, rows.sources, rows.lengths, *optional)
     if len(rows.ids) != n * ID_BYTES or any(c is not None and len(c) != n for c in per_row):
         raise ValueError(f"columns of unequal length: {n} verdicts, {len(rows.ids)} bytes of ids")
     lengths = np.asarray(rows.lengths, dtype=np.int64)
@@ -192,6 +197,7 @@ def _slice(rows: TokenRows, start: int, stop: int, ends: NDArray[np.int64]) -> T
         shapes=None if rows.shapes is None else rows.shapes[at],
         spans=None if rows.spans is None else rows.spans[at],
         n_valid=None if rows.n_valid is None else rows.n_valid[at],
+        media_valid=None if rows.media_valid is None else rows.media_valid[at],
     )
 
 
@@ -206,6 +212,7 @@ def _joined(parts: Sequence[TokenRows]) -> TokenRows:
         shapes=_concatenated([p.shapes for p in parts]),
         spans=_chained([p.spans for p in parts]),
         n_valid=_concatenated([p.n_valid for p in parts]),
+        media_valid=_concatenated([p.media_valid for p in parts]),
     )
 
 
@@ -283,6 +290,8 @@ def to_batch(rows: TokenRows, schema: pa.Schema, names: SourceNames) -> pa.Recor
         columns["shape"] = _lists(present * np.int64(shapes.shape[1]), flat, present)
     if rows.n_valid is not None:
         columns["n_valid"] = pa.array(rows.n_valid, pa.int32(), mask=~present)
+    if rows.media_valid is not None:
+        columns["media_valid"] = pa.array(rows.media_valid, pa.int64(), mask=~present)
     return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
 
 

@@ -25,6 +25,7 @@ class ShardRow:
     ids: NDArray[Any] | None
     shape: tuple[int, ...] | None
     n_valid: int | None
+    media_valid: int | None = None
 
 
 class ShardBatch:
@@ -46,7 +47,9 @@ class ShardBatch:
         else:
             self._offsets, self._values = self._packed.offsets, self._packed.bytes
         self._optional = {
-            n: data.column(n) for n in ("span", "shape", "n_valid") if n in data.schema.names
+            n: data.column(n)
+            for n in ("span", "shape", "n_valid", "media_valid")
+            if n in data.schema.names
         }
 
     def consistent(self) -> bool:
@@ -54,6 +57,10 @@ class ShardBatch:
         return bool(np.array_equal(verdicts == Verdict.TOKENS, self._valid)) and bool(
             len(verdicts) == 0 or verdicts.max() <= max(Verdict)
         )
+
+    @property
+    def empty(self) -> bool:
+        return not len(self._values)
 
     def lies_in(self, region: pa.Buffer | None) -> bool:
         """Whether the ids are a view into the mapped file, not decompressed or downloaded."""
@@ -90,4 +97,5 @@ class ShardBatch:
             ids=self.ids(at),
             shape=None if shape is None else tuple(shape),
             n_valid=extra.get("n_valid"),
+            media_valid=extra.get("media_valid"),
         )

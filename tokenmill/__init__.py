@@ -20,6 +20,10 @@ _HOMES = {
     "open": "pipelines.door",
     "load_tokenizer": "pipelines.door",
     "Dataset": "store.dataset",
+    "Part": "store.stream.part",
+    "Take": "store.stream.part",
+    "Shuffle": "store.stream.part",
+    "Vocabulary": "store.stream.vocabulary",
     "TokenmillError": "schemas.errors",
     "JobError": "schemas.errors",
     "SourceError": "schemas.errors",
@@ -40,6 +44,10 @@ if TYPE_CHECKING:
     from tokenmill.schemas.errors import TokenizerError as TokenizerError
     from tokenmill.schemas.errors import TokenmillError as TokenmillError
     from tokenmill.store.dataset import Dataset as Dataset
+    from tokenmill.store.stream.part import Part as Part
+    from tokenmill.store.stream.part import Shuffle as Shuffle
+    from tokenmill.store.stream.part import Take as Take
+    from tokenmill.store.stream.vocabulary import Vocabulary as Vocabulary
 
 __all__ = ["__version__", *_HOMES]
 

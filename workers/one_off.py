@@ -28,6 +28,7 @@ from tokenmill.schemas.tokenizer import (
     Window,
 )
 from tokenmill.workers.batching import Batcher
+from tokenmill.workers.carrying import encode_carrying
 from tokenmill.workers.windows import content_seed
 
 
@@ -94,14 +95,15 @@ class LoadedTokenizer:
 
     def _windows(self, samples: Sequence[Fields]) -> list[Encoding]:
         pieces: list[list[Piece]] = [[] for _ in samples]
+        carries: dict[int, Any] = {}
         batcher: Batcher[tuple[int, Window]] = Batcher(self.plugin.budget)
         for number, window in self._prepared(samples):
             for batch in batcher.add(
                 (number, window), sample=number, bucket=window.bucket, cost=window.cost
             ):
-                self._encode(batch, pieces)
+                self._encode(batch, pieces, carries)
         for batch in batcher.flush():
-            self._encode(batch, pieces)
+            self._encode(batch, pieces, carries)
         encodings = []
         for number, found in enumerate(pieces):
             try:
@@ -124,8 +126,13 @@ class LoadedTokenizer:
             if not count:
                 raise _named(SampleError("empty", "prepare made no window of it"), number)
 
-    def _encode(self, batch: Sequence[tuple[int, Window]], pieces: list[list[Piece]]) -> None:
-        made = self.plugin.encode([window for _, window in batch])
+    def _encode(
+        self,
+        batch: Sequence[tuple[int, Window]],
+        pieces: list[list[Piece]],
+        carries: dict[int, Any],
+    ) -> None:
+        made = encode_carrying(self.plugin.encode, batch, carries)
         for (number, _), piece in zip(batch, made, strict=True):
             pieces[number].append(piece)
 

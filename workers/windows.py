@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tokenmill.schemas.tokenizer import Encoded, OutputSpec, Piece, Preparer, Tokenizer, Window
 from tokenmill.workers.batching import Batcher
+from tokenmill.workers.carrying import encode_carrying
 from tokenmill.workers.children import ChildPool
 from tokenmill.workers.encode import TaskRun
 from tokenmill.workers.faults import Fault, sample_fault
@@ -111,6 +113,7 @@ class WindowPath:
         self._required = required
         self._recipe = recipe.encode()
         self._rows: deque[_Sample] = deque()  # enumerated and not yet written
+        self._carries: dict[int, Any] = {}  # by the sample's number
         self._ready: list[_Sample] = []
         self._ready_bytes = 0
         self._spans = False
@@ -188,8 +191,12 @@ class WindowPath:
     def _group(self, group: Sequence[tuple[_Sample, Window]]) -> None:
         at = 0
         ids = [sample.id for sample, _ in group]
-        windows = [window for _, window in group]
-        for count, made in self._run.call("encode", ids, windows, self._tokenizer.encode):
+        windows = [(sample.number, window) for sample, window in group]
+
+        def encode(part: Sequence[tuple[int, Window]]) -> list[Piece]:
+            return encode_carrying(self._tokenizer.encode, part, self._carries)
+
+        for count, made in self._run.call("encode", ids, windows, encode):
             part = group[at : at + count]
             at += count
             if isinstance(made, Fault):
@@ -206,6 +213,7 @@ class WindowPath:
             if not sample.absent and sample.fault is None:
                 self._join(sample)
             sample.pieces.clear()
+            self._carries.pop(sample.number, None)
             self._ready.append(sample)
             if sample.encoded is not None:
                 self._ready_bytes += sample.encoded.ids.nbytes
@@ -249,11 +257,20 @@ class WindowPath:
             shapes=shapes if dims > 1 else None,
             # always there, so that one file has one layout: the whole first axis where not given
             n_valid=np.array([0 if e is None else _valid(e) for e in found], dtype=np.int32),
+            media_valid=_media_valid(found) if self._output.pads else None,
         )
 
 
 def _valid(encoded: Encoded) -> int:
     return encoded.shape[0] if encoded.n_valid is None else encoded.n_valid
+
+
+def _media_valid(found: Sequence[Encoded | None]) -> NDArray[np.int64]:
+    """Raises ValueError: the plug-in broke its descriptor."""
+    counts = [0 if e is None else e.media_valid for e in found]
+    if None in counts:
+        raise ValueError("an output that pads gave an encoding without media_valid")
+    return np.array(counts, dtype=np.int64)
 
 
 def _checked_shape(encoded: Encoded, output: OutputSpec) -> tuple[int, ...]:

@@ -73,14 +73,12 @@ def _end(world: World) -> int:
     samples = check_all(world)
     while world.zombies and world.chance.pick(4):
         world.act()
+    world.zombies.clear()
     before = len(world.log.commits)
     world.clock += 8 * DAY
     world.vacuum()
     _run(world)
     require(len(world.log.commits) == before, "G3", "a run over unchanged input committed")
-    world.zombies.clear()
-    world.clock += 8 * DAY
-    world.vacuum()
     check_swept(world)
     check_named(world)
     return samples
@@ -101,11 +99,11 @@ def replay(choices: Sequence[int], parts: Parts | None = None) -> Played:
     return play(Chance(choices=choices), parts)
 
 
-def shrunk(found: Played, parts: Parts | None = None) -> Played:
+def shrunk(found: Played, parts: Parts | None = None, *, tries: int = 2000) -> Played:
     """The simplest schedule found that breaks the same guarantee in the same way."""
     kind = found.error.split(":")[:2]
 
     def fails(choices: list[int]) -> bool:
         return replay(choices, parts).error.split(":")[:2] == kind
 
-    return replay(shrink(found.choices, fails), parts)
+    return replay(shrink(found.choices, fails, tries=tries), parts)

@@ -18,7 +18,7 @@ import tokenmill.store.ledger as ledger_module
 import tokenmill.store.snapshot as snapshot_module
 from sim.chance import Chance
 from sim.corpus import ABSENT, GOOD, KILLS, REFUSED, ROOT, Corpus
-from sim.driver import PIPELINE, STREAMS, Driver, DriverKilled, Settings
+from sim.driver import PARENTS, PIPELINE, STREAMS, Driver, DriverKilled, Settings
 from sim.machines import Attempt, Died, Machines, Worker, WorkerCode, batches, fails
 from sim.memory import Folder, Log, MemoryAccess, MemoryTable
 from tokenmill.pipelines.coordinator import (
@@ -43,6 +43,7 @@ MOST_STEPS = 6_000
 
 # What may go wrong, by where it is decided.
 IN_WORKER = ("kill-worker", "lose-node", "zombie", "put-fails", "bad-node")
+IN_APPEND = ("append-refused", "answer-lost", "driver-killed-in-store")
 IN_STORE = ("append-refused", "answer-lost", "driver-killed-in-store", "store-down")
 IN_DRIVER = ("kill-driver", "stop")
 IN_WORLD = (
@@ -86,8 +87,9 @@ class Pinned:
 
 @dataclass
 class Parts:
-    """What a mutant may exchange."""
+    """What a mutant may exchange. focus: the kinds of faults that it takes, "" for any."""
 
+    focus: Sequence[str] = ()
     table: type[MemoryTable] = MemoryTable
     code: type[WorkerCode] = WorkerCode
     vacuum: Callable[..., Any] = upkeep.vacuum
@@ -117,16 +119,24 @@ class World:
         self.down_until = 0.0
         self._stack: list[Driver] = []  # who is in the middle of an operation
         self._vacuuming = False
-        # a subset of the faults for each schedule: rare ones meet each other oftener
-        share = (0, 120, 300, 600)[chance.pick(4)]
-        self.enabled = frozenset(f for f in FAULTS if share and chance.happens(share))
+        self.enabled = self._some_faults()
         self.budget = 1 + chance.pick(20) if self.enabled else 0
         self.rate = (30, 100, 250, 500)[chance.pick(4)]
-        self.overlap = (0, 0, 100, 300)[chance.pick(4)]
+        self.overlap = (0, 100, 300, 500)[chance.pick(4)]
         self.commit_units = (64, 1, 2, 3)[chance.pick(4)]
         self.drift = chance.happens(60)
         for _ in range(1 + chance.pick(4)):
             self._write_new()
+
+    def _some_faults(self) -> frozenset[str]:
+        """A few kinds or many, for each schedule others, so that rare ones meet each other."""
+        chance = self.chance
+        if self.parts.focus:
+            return frozenset(self.parts.focus)
+        if chance.pick(2):
+            return frozenset(FAULTS[chance.pick(len(FAULTS))] for _ in range(1 + chance.pick(5)))
+        share = (0, 100, 250, 500)[chance.pick(4)]
+        return frozenset(f for f in FAULTS if share and chance.happens(share))
 
     # -- the corpus ---------------------------------------------------------------------
 
@@ -151,12 +161,12 @@ class World:
     def note(self, what: str) -> None:
         self.trace.append(f"{self.steps:4d} {'  ' * len(self._stack)}{what}")
 
-    def fault(self, kinds: Sequence[str]) -> str | None:
+    def fault(self, kinds: Sequence[str], *, rate: int = 0) -> str | None:
         """One of `kinds` by chance, while the schedule has faults left."""
         if self.budget <= 0:
             return None
         possible = [k for k in kinds if k in self.enabled]
-        if not possible or not self.chance.happens(self.rate):
+        if not possible or not self.chance.happens(rate or self.rate):
             return None
         kind = possible[self.chance.pick(len(possible))]
         self.budget -= 1
@@ -211,7 +221,8 @@ class World:
 
             def append(self, rows: Any, *, app: str, seq: int, commit_id: str) -> None:
                 before("append")
-                kind = world.fault(("append-refused", "answer-lost", "driver-killed-in-store"))
+                # there are few appends: make more of them
+                kind = world.fault(IN_APPEND, rate=max(world.rate, 300))
                 if kind == "append-refused":
                     raise OSError("connection reset before the append")
                 loaded = self.version
@@ -398,11 +409,12 @@ class World:
             case "upgrade":
                 self.upgraded = True
                 self.revisions["a" if chance.pick(2) else "b"] += 1
+                self.revisions |= {child: self.revisions[of] for child, of in PARENTS.items()}
             case "vacuum":
                 self.vacuum()
             case "reader":
                 self.read()
-            case "sleep" if not self._stack or self._vacuuming:
+            case "sleep" if not self._stack:  # nobody sleeps for days in the middle of a commit
                 self.clock += DAY * (1, 4, 8, 40)[chance.pick(4)]
             case "slow-node":
                 self.slow_node = chance.pick(NODES)
@@ -410,11 +422,11 @@ class World:
     def vacuum(self) -> None:
         if self._vacuuming:
             return
-        self._vacuuming = not self._stack  # nobody sleeps for days in the middle of a commit
+        self._vacuuming = True
 
         def before(operation: str) -> None:
             if self.overlap and len(self._stack) < 3 and operation in ("list", "read", "refresh"):
-                while self.chance.happens(self.overlap * 2):
+                for _ in range(self.chance.pick(6)):
                     self.act(1 + self.chance.pick(20))
 
         access = MemoryAccess(self.folder, before)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -17,6 +18,7 @@ from tokenmill.schemas.tokenizer import Window
 _MODULES: Mapping[str, str] = {
     "text": "tokenmill.workers.rendering.texts",
     "image": "tokenmill.workers.rendering.images",
+    "video": "tokenmill.workers.rendering.videos",
 }
 
 
@@ -56,5 +58,10 @@ def renderer(modality: str) -> Renderer:
 
 
 def modalities_of(suffix: str) -> list[str]:
-    """The modalities that write files of this suffix."""
-    return [name for name in _MODULES if suffix.lower() in renderer(name).suffixes]
+    """The modalities that write files of this suffix, of those whose library is installed."""
+    found = []
+    for name in _MODULES:
+        with suppress(TokenizerError):
+            if suffix.lower() in renderer(name).suffixes:
+                found.append(name)
+    return found
