@@ -18,7 +18,7 @@ from tokenmill.pipelines.door import open as open_dataset
 from tokenmill.schemas.errors import JobError, SampleError, SourceError
 from tokenmill.schemas.job import Source as SourceConfig
 from tokenmill.schemas.job import nearest
-from tokenmill.schemas.samples import SampleBatch
+from tokenmill.schemas.samples import SampleBatch, alternatives, values_of
 from tokenmill.schemas.tokenizer import Tokenizer, Window
 from tokenmill.schemas.work import Input, Span
 from tokenmill.store.access import Access
@@ -211,10 +211,11 @@ def _read_again(
     """The sample's fields. Raises SourceError where it is gone or its input has changed."""
     source = open_source(config)
     for span in spans:
-        for batch in source.read([span], tuple(names.values())):
+        wanted = {name for field in names.values() for name in alternatives(field)}
+        for batch in source.read([span], sorted(wanted)):
             if isinstance(batch, SampleBatch) and row.id in batch.ids:
                 at = list(batch.ids).index(row.id)
-                found = {role: batch.fields[name][at] for role, name in names.items()}
+                found = {role: values_of(batch, field)[at] for role, field in names.items()}
                 for value in found.values():
                     if isinstance(value, SampleError):
                         raise value

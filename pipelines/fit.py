@@ -9,7 +9,7 @@ from typing import Any
 from tokenmill.pipelines.session import load_job
 from tokenmill.schemas.errors import JobError, SampleError, TokenizerError
 from tokenmill.schemas.job import Job, Pipeline, nearest
-from tokenmill.schemas.samples import SampleBatch, Source
+from tokenmill.schemas.samples import SampleBatch, Source, alternatives, values_of
 from tokenmill.schemas.tokenizer import Fits
 from tokenmill.schemas.work import Span
 from tokenmill.workers import registry
@@ -76,7 +76,7 @@ def _names(
 
 def _samples(source: Source, names: Mapping[str, str]) -> Iterator[Mapping[str, Any]]:
     """Every sample that has all the fields; damaged ones are passed over."""
-    wanted = tuple(dict.fromkeys(names.values()))
+    wanted = tuple({name: None for field in names.values() for name in alternatives(field)})
     for input_ in source.list():
         for batch in source.read([Span(input=input_, start=0, end=input_.extent)], wanted):
             if isinstance(batch, SampleBatch):
@@ -84,8 +84,9 @@ def _samples(source: Source, names: Mapping[str, str]) -> Iterator[Mapping[str, 
 
 
 def _whole(batch: SampleBatch, names: Mapping[str, str]) -> Iterator[Mapping[str, Any]]:
+    columns = {role: values_of(batch, field) for role, field in names.items()}
     for at in range(len(batch)):
-        found = {role: batch.fields[name][at] for role, name in names.items()}
+        found = {role: values[at] for role, values in columns.items()}
         bad = any(v is None or isinstance(v, SampleError) for v in found.values())
         if not bad and at not in batch.faults:
             yield found

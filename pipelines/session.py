@@ -28,7 +28,7 @@ from tokenmill.pipelines.plan import CoveredSpan, Plan, plan
 from tokenmill.schemas.errors import JobError, StoreError
 from tokenmill.schemas.identity import canonical_uri
 from tokenmill.schemas.job import Job, Resources, nearest, parents_first, parse_job
-from tokenmill.schemas.samples import Source
+from tokenmill.schemas.samples import Source, alternatives
 from tokenmill.schemas.tokenizer import WorkerFacts, parent_mismatch
 from tokenmill.schemas.work import Input, ParentFile
 from tokenmill.store.access import Access
@@ -214,10 +214,11 @@ class Session:
         for name, stream in self.pools:
             config = self.job.pipelines[name].streams[stream]
             wanted = list(config.fields.values()) or ([config.field] if config.field else [])
-            probe = self.inputs[name][:8]
+            # what a multi-object input has is known from its listing; others are opened to see
+            probe = [i for n, i in enumerate(self.inputs[name]) if n < 8 or i.parts]
             found = {f for i in probe for f in self.sources[name].fields(i)}
             for field_ in wanted:
-                if found and field_ not in found:
+                if found and found.isdisjoint(alternatives(field_)):
                     where = f"pipelines.{name}.streams.{stream}.field"
                     raise JobError(
                         f"no input has the field {field_!r}{nearest(field_, found)}",

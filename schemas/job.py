@@ -19,6 +19,7 @@ from tokenmill.schemas.errors import JobError
 
 Format = Literal["text", "jsonl", "parquet", "webdataset", "files"]
 MIB = 1 << 20
+STARTER = "starter"  # a checkpoint: the one that comes with the tokenizer (a file: "./starter")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}\Z", re.IGNORECASE)
 
 
@@ -96,7 +97,8 @@ class Stream(_Model):
     tokenizer: str
     """Name of a tokenizer: `tokenmill tokenizers` lists them."""
     field: str | None = None
-    """The source's field that the tokenizer reads; may be left out where the source has one."""
+    """The source's field that the tokenizer reads, or several (`jpg;png`): the first that a sample
+    has. May be left out where the source has one."""
     fields: dict[str, str] = {}
     """Tokenizer role -> source field, where there are several."""
     parent: str | None = None
@@ -104,7 +106,8 @@ class Stream(_Model):
     output: str | None = None
     """One of the tokenizer's outputs, where it has several."""
     checkpoint: str | None = None
-    """Path or URI of the weights or vocabulary."""
+    """Path or URI of the weights or vocabulary; `starter`, or left out: the one that comes with
+    the tokenizer, where one does."""
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     """Checked after fetching and before parsing."""
     config: dict[str, Any] = {}
@@ -348,7 +351,7 @@ def _keys_at(path: list[str]) -> list[str]:
 
 def _resolve(job: Job, folder: str) -> Job:
     def absolute(path: str) -> str:
-        if "://" in path or not path:
+        if "://" in path or not path or path == STARTER:
             return path
         return posixpath.normpath(posixpath.join(folder, posixpath.expanduser(path)))
 

@@ -27,7 +27,8 @@ pipelines:
   pairs:
     source: {{uri: in, format: files}}
     streams:
-      image: {{tokenizer: bpe-image, checkpoint: {vq}, fields: {{image: png}}, config: {{size: 64}}}}
+      image:
+        {{tokenizer: bpe-image, checkpoint: {vq}, fields: {{image: png}}, config: {{size: 64}}}}
       moving:
         {{tokenizer: bpe-image, checkpoint: {vq}, field: gif, config: {{size: 32, frames: all}}}}
       caption: {{tokenizer: bpe, checkpoint: {bpe}, field: txt}}

@@ -80,7 +80,7 @@ def test_what_cannot_be_done_is_said(job: Path, tmp_path: Path) -> None:
     out = str(tmp_path / "x")
     with pytest.raises(TokenizerError, match="cannot be fitted"):
         fit("tests.workers.toy:Flat", str(job), out, {})
-    with pytest.raises(JobError, match="no field 'titel'.*did you mean 'title'"):
+    with pytest.raises(JobError, match=r"no field 'titel'.*did you mean 'title'"):
         fit(f"{HERE}:Learner", str(job), out, {}, fields={"titel": "body"})
     with pytest.raises(JobError, match="no field ''"):
         fit(f"{HERE}:Learner", str(job), out, {}, fields={"": "body"})

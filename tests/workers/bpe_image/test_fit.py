@@ -49,7 +49,7 @@ def test_the_written_file_is_a_llamagen_checkpoint_that_the_plug_in_loads(tiny):
         assert {str(file.get_slice(n).get_dtype()) for n in names} == {"BF16"}
         metadata = file.metadata()
     assert any(n.startswith("encoder.conv_blocks.1.attn.0") for n in names)
-    assert json.loads(metadata["lineage"])["corpus_sha256"] == lineage["corpus_sha256"]
+    assert json.loads(metadata["tokenmill"])["lineage"]["corpus_sha256"] == lineage["corpus_sha256"]
     tokenizer = LoadedTokenizer(registry.load("bpe-image", str(out)))
     identity = tokenizer.identity()
     assert (identity.parts["preset"], identity.parts["size"]) == ("chameleon", 32)

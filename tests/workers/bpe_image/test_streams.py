@@ -153,6 +153,13 @@ def test_parquet_with_image_bytes_in_a_struct(tmp_path):
     assert result.order_hash == run(job, "caption")[0].order_hash
 
 
+def test_a_folder_of_mixed_formats_is_one_stream(tmp_path):
+    """`field: jpg;png;webp`: the first that a sample has; here one sample has two."""
+    files(tmp_path, GOOD | {"a.png": b"not looked at"})
+    result, found = run(make_job(tmp_path, "files", image="jpg;png; webp"))
+    assert result.with_tokens == 4 and same(found, alone(list(GOOD.values())))
+
+
 @pytest.mark.parametrize("aspect", ["square", "keep"])
 def test_shapes_lie_beside_the_ids(tmp_path, aspect):
     files(tmp_path, {name.split(".")[0] + ".img": raw for name, raw in GOOD.items()})

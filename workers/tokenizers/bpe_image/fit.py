@@ -27,7 +27,7 @@ from tokenmill.workers.tokenizers.bpe_image.layout import GROUPS, Layout, Stack
 from tokenmill.workers.tokenizers.bpe_image.pictures import Bounds
 from tokenmill.workers.tokenizers.bpe_image.presets import to_float, to_pixels
 from tokenmill.workers.tokenizers.bpe_image.training import Schedule, Trained, train
-from tokenmill.workers.tokenizers.bpe_image.vq import Loaded, load_vq
+from tokenmill.workers.tokenizers.bpe_image.vq import METADATA, Loaded, load_vq
 
 PRESET = "chameleon"  # alpha on white, exact range: what the training crops are
 _RULES: Rules = {
@@ -76,7 +76,7 @@ class FitSettings:
     minutes: float = 60.0
     batch: int = 8
     crop: int = 64
-    rate: float = 2e-3
+    rate: float = 5e-4
     held_out: float = 0.1
     pictures: int = 20_000
     bar_patches: int = 300_000
@@ -211,12 +211,13 @@ def write(trained: Trained, settings: FitSettings, target: Path, lineage: Mappin
         llamagen.original(name, levels): value.to(torch.bfloat16).contiguous()
         for name, value in state.items()
     }
-    metadata = {
+    # without clocks, and one entry (several come in no order): the same steps, the same file
+    own = {
         "preset": PRESET,
-        "size": str(settings.size),
-        # without clocks: the same steps over the same pictures give the same file
-        "lineage": json.dumps({k: v for k, v in lineage.items() if k != "minutes"}, sort_keys=True),
+        "size": settings.size,
+        "lineage": {k: v for k, v in lineage.items() if k != "minutes"},
     }
+    metadata = {METADATA: json.dumps(own, sort_keys=True)}
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     os.close(handle)
     temporary = Path(name)

@@ -13,6 +13,7 @@ from PIL import features
 from torch import Tensor
 
 from tokenmill.schemas.errors import TokenizerError
+from tokenmill.schemas.job import STARTER
 from tokenmill.schemas.tokenizer import (
     BatchBudget,
     Checkpoint,
@@ -37,7 +38,7 @@ from tokenmill.workers.tokenizers.bpe_image.settings import Settings
 from tokenmill.workers.tokenizers.bpe_image.vq import Loaded, load_vq
 
 IDS_REVISION = 1
-STARTER = Path(__file__).with_name("starter") / "starter.safetensors"
+STARTER_FILE = Path(__file__).with_name("starter") / "starter.safetensors"
 VQ = "vq"
 
 
@@ -47,11 +48,8 @@ class BpeImageTokenizer:
     def __init__(self, loaded: Loaded, settings: Settings) -> None:
         self._loaded = loaded
         self._settings = settings
-        metadata, found = loaded.metadata, loaded.found
         self._crop = settings.crop(
-            preset=metadata.get("preset", found.preset),
-            size=int(metadata.get("size", found.size)),
-            factor=found.layout.factor,
+            preset=loaded.preset, size=loaded.size, factor=loaded.found.layout.factor
         )
         self._device = _device(settings.device)
         loaded.model.to(self._device, getattr(torch, settings.precision))
@@ -68,9 +66,9 @@ class BpeImageTokenizer:
         """Raises TokenizerError where checkpoint or configuration cannot be used."""
         own, merges = split_config(config)
         settings = Settings.parse(own)
-        if checkpoint is None or checkpoint.uri == "starter":
+        if checkpoint is None or checkpoint.uri == STARTER:
             checkpoint = Checkpoint(
-                uri=str(STARTER), sha256=checkpoint.sha256 if checkpoint else None
+                uri=str(STARTER_FILE), sha256=checkpoint.sha256 if checkpoint else None
             )
         made = cls(load_vq(fetch(checkpoint), checkpoint.uri), settings)
         return made if merges is None else _merged().MergedImages.over(made, merges)

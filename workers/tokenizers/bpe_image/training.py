@@ -14,18 +14,20 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from tokenmill.workers.tokenizers.bpe_image.bar import kmeans
-from tokenmill.workers.tokenizers.bpe_image.graph import Attention, ResBlock, VqGan
+from tokenmill.workers.tokenizers.bpe_image.beginning import begin
+from tokenmill.workers.tokenizers.bpe_image.graph import Attention, VqGan
 from tokenmill.workers.tokenizers.bpe_image.layout import Layout
 
 Batches = Callable[[int, int], Tensor]  # (count, side) -> float32 [count, 3, side, side]
 
-_FREE, _FIXED = 0.25, 0.85  # where the phases change
+_FREE, _FIXED = 0.2, 0.85  # where the phases change
 _NOISE = 0.05
 _COMMIT = 0.25
 _KEEP = 0.99  # of the codebook's running means, per step
@@ -53,7 +55,7 @@ def train(layout: Layout, batches: Batches, schedule: Schedule, device: torch.de
     """A trained network on the CPU, in float32."""
     torch.manual_seed(schedule.seed)
     network = VqGan(layout)
-    _begin_as_shortcuts(network)
+    begin(network)
     with _slim(network):
         network.to(device)
         trained = Trained(network, device)
@@ -65,15 +67,6 @@ def train(layout: Layout, batches: Batches, schedule: Schedule, device: torch.de
     return trained
 
 
-def _begin_as_shortcuts(network: nn.Module) -> None:
-    """Every block begins as its shortcut: a short run learns faster (Zhang et al. 2019, Fixup)."""
-    for module in network.modules():
-        if isinstance(module, (ResBlock, Attention)):
-            last = module.conv2 if isinstance(module, ResBlock) else module.proj_out
-            for parameter in last.parameters():
-                nn.init.zeros_(parameter)
-
-
 @contextmanager
 def _slim(network: VqGan) -> Iterator[None]:
     """Attention and the blocks at the picture's own resolution stay shortcuts, and cost nothing.
@@ -81,13 +74,14 @@ def _slim(network: VqGan) -> Iterator[None]:
     Attention, learned over small crops, would mislead on large pictures; those blocks would take
     most of the time that a small run has. They are put back, still adding zero.
     """
-    taken: list[tuple[nn.Module, str, nn.Module]] = []
+    taken: list[tuple[Any, str, Any]] = []
     for parent in list(network.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, Attention):
                 taken.append((parent, name, child))
     for level in (network.encoder.down[0], network.decoder.up[0]):
-        taken += [(level.block, name, child) for name, child in level.block.named_children()]
+        blocks: Any = level.block
+        taken += [(blocks, name, child) for name, child in blocks.named_children()]
     for parent, name, child in taken:
         setattr(parent, name, getattr(child, "nin_shortcut", nn.Identity()))
     try:
