@@ -57,7 +57,9 @@ def memmap(folder: str, kind: str, state: Any) -> Opened:
 def tokenmill(folder: str, kind: str, state: Any, **settings: Any) -> Opened:
     import tokenmill as library
 
-    packed = {"sequence": LENGTH, "fields": ("cu_seqlens",)} if kind == "text" else {"fields": ()}
+    packed: dict[str, Any] = {"fields": ()}
+    if kind == "text":  # int32, as many bytes as the others give
+        packed = {"sequence": LENGTH, "fields": ("cu_seqlens",), "dtype": "int32"}
     dataset = library.open(f"{REMOTE or folder}/store-{kind}")
     stream = "image" if kind == "grids" else "text"
     loader = dataset.loader(

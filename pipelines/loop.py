@@ -31,7 +31,7 @@ from tokenmill.pipelines.coordinator import (
     Tick,
 )
 from tokenmill.pipelines.executors import Executor, Running
-from tokenmill.schemas.errors import StoreUnavailable
+from tokenmill.schemas.errors import JobError, StoreUnavailable
 from tokenmill.schemas.job import Limits
 from tokenmill.schemas.work import TaskResult
 from tokenmill.store.ledger import Entry, Ledger, StreamFacts
@@ -165,6 +165,8 @@ def _carry_out(
                 tasks = replan(decision.pipeline, decision.uris)
             except StoreUnavailable as error:
                 return [ReplanPostponed(decision=decision, why=str(error))]
+            except JobError as error:  # what is finished is committed, and the run ends
+                return [StopAsked(why=str(error), exit_code=error.exit_code)]
             return [Replanned(tasks=tuple(tasks))]
         case Finish():
             pass

@@ -49,6 +49,11 @@ class PlannedTask:
     after: str | None = None
     parent: ParentRows | None = None
 
+    @property
+    def reads_tokens(self) -> bool:
+        """Of a child: it reads no input."""
+        return self.after is not None or self.parent is not None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -62,13 +67,15 @@ class Plan:
     outdated: Mapping[str, int] = field(default_factory=dict)
     # stream -> recipes of that coverage
     outdated_recipes: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    # children whose parent is tokenized there, but with another recipe than today's
+    orphans: tuple[str, ...] = ()
 
     @property
     def bytes(self) -> Mapping[str, int]:
         """Bytes of input to read, by stream; a child reads tokens instead."""
         total: dict[str, int] = defaultdict(int)
         for task in self.tasks:
-            if task.after is None and task.parent is None:
+            if not task.reads_tokens:
                 total[task.stream] += task.unit.size
         return total
 

@@ -256,6 +256,8 @@ class Session:
                 made = plan_children(
                     made, inputs, children, coverage, files, retokenize=self.options.retokenize
                 )
+                if made.orphans and only is not None:
+                    raise _overtaken(name, made.orphans)
             plans[name] = (made, seq)
         return plans
 
@@ -316,6 +318,16 @@ def _fitting(
         group.append(pool)
         cpus, gpus = cpus - need.cpus, gpus - need.gpus
     yield group
+
+
+def _overtaken(pipeline: str, orphans: Sequence[str]) -> JobError:
+    """In the middle of a run; before it, `refuse_outdated` says so."""
+    return JobError(
+        f"another run has tokenized the parent of stream {orphans[0]!r} with another recipe",
+        where=f"pipelines.{pipeline}.streams.{orphans[0]}",
+        why="this run cannot make the child of tokens that it would not have made itself",
+        remedy="run again with the job of that run, or --retokenize with this one",
+    )
 
 
 COVERED = (

@@ -93,7 +93,10 @@ class StreamWorker:
         self._output = _output(descriptor, self._config, self._where)
         _check_parent(descriptor, self._config, self._where)
         self._fields = _fields(descriptor, self._config, self._where)
-        self._identity = _identified(self._tokenizer.identity(), config.source)
+        identity = self._tokenizer.identity()
+        # what the source does to media stands in a parent's recipe, and by it in the child's
+        of_media = self._config.parent is None
+        self._identity = _identified(identity, config.source) if of_media else identity
         self._source = open_source(config.source)
         self._access = Access(job.store)
         resources = job.resources.get(stream)

@@ -18,7 +18,7 @@ import tokenmill.store.ledger as ledger_module
 import tokenmill.store.snapshot as snapshot_module
 from sim.chance import Chance
 from sim.corpus import ABSENT, GOOD, KILLS, REFUSED, ROOT, Corpus
-from sim.driver import PIPELINE, STREAMS, Driver, DriverKilled, Settings
+from sim.driver import PARENTS, PIPELINE, STREAMS, Driver, DriverKilled, Settings
 from sim.machines import Attempt, Died, Machines, Worker, WorkerCode, batches, fails
 from sim.memory import Folder, Log, MemoryAccess, MemoryTable
 from tokenmill.pipelines.coordinator import (
@@ -410,6 +410,7 @@ class World:
             case "upgrade":
                 self.upgraded = True
                 self.revisions["a" if chance.pick(2) else "b"] += 1
+                self.revisions |= {child: self.revisions[of] for child, of in PARENTS.items()}
             case "vacuum":
                 self.vacuum()
             case "reader":
