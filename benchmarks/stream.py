@@ -13,9 +13,11 @@ Ratios are paired: within a round, then their median, least and most.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -30,7 +32,9 @@ import numpy as np
 import stream_snapshot
 
 import tokenmill
+from tests.conftest import s3 as s3_fixture
 from tests.store.built import Builder, Doc, doc, input_
+from tokenmill.store.access import Access
 
 HERE = Path(__file__).resolve().parent
 PEERS_AT = Path(os.environ.get("TOKENMILL_PEERS", "/tmp/tokenmill-peers-venv"))
@@ -79,7 +83,27 @@ def peers() -> None:
 
 
 def make(folder: Path, grids: int, tokens: int) -> None:
-    """The same tokens as a store of ours, as raw arrays, and as each peer writes them."""
+    """The same tokens as a store of ours, as raw arrays, and as each peer writes them; what an
+    earlier call finished is used again."""
+    _once(folder, "store-grids", lambda: _make_grids(folder, grids))
+    _once(folder, "store-text", lambda: _make_text(folder, tokens))
+    for peer, short in (
+        ("litdata", "litdata"),
+        ("mosaicml-streaming", "mds"),
+        ("webdataset", "wds"),
+    ):
+        for kind in ("grids", "text"):
+            _once(folder, f"{short}-{kind}", lambda p=peer, k=kind: _subject(p, k, "write", folder))
+
+
+def _once(folder: Path, name: str, write: Callable[[], Any]) -> None:
+    if not (folder / f"{name}.made").exists():
+        shutil.rmtree(folder / name, ignore_errors=True)
+        write()
+        (folder / f"{name}.made").touch()
+
+
+def _make_grids(folder: Path, grids: int) -> None:
     state = np.random.RandomState(0)
     images = (state.zipf(1.2, (grids, GRID)) % GRID_SIZE).astype(np.uint16)
     images.tofile(folder / "grids.raw")
@@ -87,10 +111,13 @@ def make(folder: Path, grids: int, tokens: int) -> None:
     for number, part in enumerate(np.array_split(images, 4)):
         docs = [doc(f"{number}-{i}", (16, 16), image=ids) for i, ids in enumerate(part)]
         builder.encode("pics", "image", {input_(f"g{number}"): docs}, encoding="plain")
-    lengths = np.exp(state.uniform(np.log(50), np.log(5000), tokens // 800)).astype(int)
+
+
+def _make_text(folder: Path, tokens: int) -> None:
+    state = np.random.RandomState(1)
+    lengths = np.exp(state.uniform(np.log(50), np.log(5000), tokens // 1075)).astype(int)
     text = (state.zipf(1.3, int(lengths.sum())) % VOCABULARY).astype(np.uint16)
-    cut = len(text) // LENGTH * LENGTH
-    text[:cut].astype(np.uint32).tofile(folder / "text.raw")
+    text[: len(text) // LENGTH * LENGTH].astype(np.uint32).tofile(folder / "text.raw")
     builder = Builder(str(folder / "store-text"))
     pieces = np.split(text, np.cumsum(lengths)[:-1])
     each = -(-len(pieces) // 4)
@@ -98,19 +125,19 @@ def make(folder: Path, grids: int, tokens: int) -> None:
         here = pieces[number * each : (number + 1) * each]
         made: list[Doc] = [doc(f"{number}-{i}", text=ids) for i, ids in enumerate(here)]
         builder.encode("docs", "text", {input_(f"t{number}"): made}, encoding="zstd")
-    for peer in PEERS:
-        for kind in ("grids", "text"):
-            _subject(peer, kind, "write", folder)
 
 
-def _subject(name: str, kind: str, what: str, folder: Path, *more: str) -> dict[str, Any]:
-    """One run of a subject in a process of its own."""
+def _subject(
+    name: str, kind: str, what: str, folder: Path, *more: str, **settings_: str
+) -> dict[str, Any]:
+    """One run of a subject in a process of its own. Raises SystemExit where it fails."""
     python = str(PEERS_AT / "bin" / "python") if name in PEERS else sys.executable
     settings = {
         **os.environ,
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": "" if name in PEERS else str(HERE.parent),
         "TOKENMILL_CACHE": str(folder / "cache"),
+        **settings_,
     }
     script = str(HERE / "stream_subjects.py")
     ran = subprocess.run(
@@ -129,8 +156,8 @@ def _subject(name: str, kind: str, what: str, folder: Path, *more: str) -> dict[
 # -- what is measured
 
 
-def speed(folder: Path, rounds: int) -> None:
-    for kind in ("grids", "text"):
+def speed(folder: Path, rounds: int, kinds: Sequence[str] = ("grids", "text")) -> None:
+    for kind in kinds:
         names = ["memmap", *OURS, *PEERS]
         if kind == "grids":
             names.remove("tokenmill-whole")
@@ -178,6 +205,53 @@ def resume(folder: Path, rounds: int) -> None:
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
+def s3(folder: Path, rounds: int) -> None:
+    """From SeaweedFS on this machine, nothing fetched before: what is counted includes fetching."""
+    print("\n### From SeaweedFS, caches empty: opening and four fifths of an epoch\n")
+    print("| | | per CPU-s, opening included | per s | first batch s |\n|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as temporary, seaweed(Path(temporary)) as fresh:
+        remote = fresh()
+        access = Access(remote)
+        names = ("store-grids", "store-text", "litdata-grids", "litdata-text", "mds-grids")
+        for file in (f for n in (*names, "mds-text") for f in (folder / n).rglob("*")):
+            if file.is_file():
+                access.put(file, str(file.relative_to(folder)))
+        for kind in ("grids", "text"):
+            for name in ("tokenmill-torch", "litdata", "mosaicml-streaming"):
+                _show_s3(kind, name, folder, remote, rounds)
+
+
+def _show_s3(kind: str, name: str, folder: Path, remote: str, rounds: int) -> None:
+    rows = []
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as fetched:
+            where = {"STREAM_FETCHED": fetched, "TOKENMILL_CACHE": fetched}
+            try:
+                row = _subject(name, kind, "speed", folder, STREAM_REMOTE=remote, **where)
+            except SystemExit as failed:
+                print(f"| {kind} | {name} | {str(failed).splitlines()[-1][:120]} | | |")
+                return
+            rows.append(row)
+    width = 1 if kind == "grids" else LENGTH
+    scale, unit = (1e3, "k samples") if kind == "grids" else (1e6, "M tokens")
+    cpu = measure.spread([r["with_opening_per_cpu"] * width / scale for r in rows], 1)
+    wall = measure.spread([r["samples_per_s"] * width / scale for r in rows], 1)
+    first = measure.spread([r["first_batch_s"] for r in rows], 2)
+    print(f"| {kind}, {unit} | {name} | {cpu} | {wall} | {first} |", flush=True)
+
+
+@contextlib.contextmanager
+def seaweed(folder: Path) -> Iterator[Callable[[], str]]:
+    """A factory of fresh s3:// roots on the tests' own server, without pytest."""
+
+    class Factory:
+        def mktemp(self, name: str) -> Path:
+            (folder / name).mkdir()
+            return folder / name
+
+    yield from s3_fixture.__wrapped__(Factory())
+
+
 def worlds(folder: Path, rounds: int) -> None:
     """The world size changed in mid-epoch: what the ranks gave before and after, counted."""
     grids = tokenmill.open(str(folder / "store-grids"))
@@ -222,10 +296,10 @@ def _given(maker: Callable[..., Any], before: int, after: int) -> np.ndarray[Any
 def _pieces(batches: Iterator[Any]) -> Iterator[int]:
     for batch in batches:
         for number, id in enumerate(batch.ids):
-            tokens = batch.tokens[number]
+            row, start, stop = number, 0, None
             if batch.documents is not None:
                 row, start, stop = batch.documents[number].tolist()
-                tokens = batch.tokens[row, start:stop]
+            tokens = batch.tokens[row, start:stop]
             yield hash((id.tobytes(), tokens.tobytes()))
 
 
@@ -294,11 +368,19 @@ def _snapshot_row(root: Path, snapshot: str) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    what = {"speed": speed, "resume": resume, "worlds": worlds, "shards": shards}
+    what = {
+        "speed": speed,
+        "grids": lambda *a: speed(*a, kinds=["grids"]),
+        "text": lambda *a: speed(*a, kinds=["text"]),
+        "resume": resume,
+        "worlds": worlds,
+        "shards": shards,
+        "s3": s3,
+    }
     parser.add_argument("what", choices=["peers", "all", *what])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--grids", type=int, default=240_000)
-    parser.add_argument("--tokens", type=int, default=30_000_000)
+    parser.add_argument("--grids", type=int, default=120_000)
+    parser.add_argument("--tokens", type=int, default=12_000_000)
     parser.add_argument("--folder", type=Path, help="keep the data there and use it again")
     asked = parser.parse_args()
     if asked.what == "peers":
@@ -306,12 +388,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="tokenmill-stream-") as temporary:
         folder = asked.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        if asked.what != "shards" and not (folder / "made").exists():
+        if asked.what != "shards":
             make(folder, asked.grids, asked.tokens)
-            (folder / "made").touch()
         print(f"{measure.machine()}; load {measure.load():.1f}")
         for name, measured in what.items():
-            if asked.what in (name, "all"):
+            if asked.what == name or (asked.what == "all" and name not in ("grids", "text")):
                 measured(folder, asked.rounds)
 
 

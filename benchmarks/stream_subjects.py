@@ -25,6 +25,8 @@ BATCH = {"grids": 256, "text": 16}
 WIDTH = {"grids": GRID, "text": LENGTH}
 SEED = 7
 SHARE = 0.8  # of an epoch is measured: workers still live then
+# Where the data lies in an object store; what is fetched goes to FETCHED, empty at the start.
+REMOTE, FETCHED = os.environ.get("STREAM_REMOTE", ""), os.environ.get("STREAM_FETCHED", "")
 Opened = tuple[Iterator[int], Callable[[], Any] | None]  # batch sizes, what saves the state
 
 
@@ -55,8 +57,10 @@ def memmap(folder: str, kind: str, state: Any) -> Opened:
 def tokenmill(folder: str, kind: str, state: Any, **settings: Any) -> Opened:
     import tokenmill as library
 
-    packed = {"sequence": LENGTH, "fields": ("cu_seqlens",)} if kind == "text" else {"fields": ()}
-    dataset = library.open(f"{folder}/store-{kind}", snapshot=os.environ.get("SNAPSHOT"))
+    packed: dict[str, Any] = {"fields": ()}
+    if kind == "text":  # int32, as many bytes as the others give
+        packed = {"sequence": LENGTH, "fields": ("cu_seqlens",), "dtype": "int32"}
+    dataset = library.open(f"{REMOTE or folder}/store-{kind}")
     stream = "image" if kind == "grids" else "text"
     loader = dataset.loader(
         stream, batch=BATCH[kind], seed=SEED, **{"threads": 0, **packed, **settings}
@@ -90,8 +94,11 @@ def litdata(folder: str, kind: str, state: Any) -> Opened:
     from litdata import StreamingDataLoader, StreamingDataset, TokensLoader
 
     item: dict[str, Any] = {"item_loader": TokensLoader(LENGTH)} if kind == "text" else {}
+    if REMOTE:
+        item["storage_options"] = {"endpoint_url": os.environ["AWS_ENDPOINT_URL"]}
+        item["cache_dir"] = FETCHED
     data = StreamingDataset(
-        f"{folder}/litdata-{kind}", shuffle=True, seed=SEED, drop_last=False, **item
+        f"{REMOTE or folder}/litdata-{kind}", shuffle=True, seed=SEED, drop_last=False, **item
     )
     loader = StreamingDataLoader(data, batch_size=BATCH[kind], num_workers=0)
     if state is not None:
@@ -104,9 +111,11 @@ def mosaicml(folder: str, kind: str, state: Any) -> Opened:
     from streaming.base.util import clean_stale_shared_memory
 
     clean_stale_shared_memory()
-    data = StreamingDataset(
-        local=f"{folder}/mds-{kind}", shuffle=True, shuffle_seed=SEED, batch_size=BATCH[kind]
-    )
+    places = {"local": f"{folder}/mds-{kind}"}
+    if REMOTE:
+        os.environ["S3_ENDPOINT_URL"] = os.environ["AWS_ENDPOINT_URL"]
+        places = {"local": f"{FETCHED}/mds", "remote": f"{REMOTE}/mds-{kind}"}
+    data = StreamingDataset(**places, shuffle=True, shuffle_seed=SEED, batch_size=BATCH[kind])
     loader = StreamingDataLoader(data, batch_size=BATCH[kind], num_workers=0)
     if state is not None:
         loader.load_state_dict(state)
@@ -163,9 +172,8 @@ def _imported(subject: str) -> None:
 
 
 def _cpu() -> float:
-    me = psutil.Process()
-    times = [p.cpu_times() for p in (me, *me.children(recursive=True))]
-    return sum(t.user + t.system for t in times)
+    times = [p.cpu_times() for p in psutil.Process().children(recursive=True)]
+    return time.process_time() + sum(t.user + t.system for t in times)
 
 
 def speed(subject: str, kind: str, folder: str) -> dict[str, Any]:

@@ -186,9 +186,9 @@ def init(
 
 cli_amending.register(app)
 cli_asking.register(app)
-cli_cluster.register(app)
 cli_decode.register(app)
 cli_fit.register(app)
+cli_cluster.register(app)
 cli_schedule.register(app)
 cli_watch.register(app)
 app.add_typer(cli_tokenizers.app, name="tokenizers")

@@ -317,7 +317,7 @@ class Coordinator:
         self._next_worker = 0
         self._next_attempt = 0
         self._done: dict[str, list[Name]] = {}
-        self._committing: set[str] = set()
+        self._committing: dict[str, list[Name]] = {}  # told of group by group
         self._oldest_done: float | None = None
         self._paused_until = 0.0
         self._pause = FIRST_PAUSE
@@ -391,7 +391,6 @@ class Coordinator:
             case Committed():
                 self._on_committed(event)
             case CommitPostponed():
-                self._committing.discard(event.pipeline)
                 self._give_back(event.pipeline)
                 self._store_fails(event.why, now)
             case Replanned():
@@ -664,7 +663,10 @@ class Coordinator:
         yield StopWorker(worker=worker)
 
     def _on_committed(self, event: Committed) -> None:
-        self._committing.discard(event.pipeline)
+        told = {(event.pipeline, *name) for name in (*event.committed, *event.dropped)}
+        left = [n for n in self._committing.pop(event.pipeline, []) if n not in told]
+        if left:  # another group of the same commit
+            self._committing[event.pipeline] = left
         self._store_works()
         for unit, stream in event.committed:
             name = (event.pipeline, unit, stream)
@@ -694,10 +696,11 @@ class Coordinator:
 
     def _give_back(self, pipeline: str) -> None:
         """The entries of a commit that the store did not take wait for the next one."""
-        for name, work in self._work.items():
-            if name[0] == pipeline and work.state == "committing":
-                work.state = "done"
-                self._done.setdefault(pipeline, []).append(name)
+        names = self._committing.pop(pipeline, [])
+        for name in names:
+            self._work[name].state = "done"
+        if names:  # the oldest go first
+            self._done[pipeline] = names + self._done.get(pipeline, [])
 
     # -- the store --------------------------------------------------------------------
 
@@ -760,7 +763,7 @@ class Coordinator:
                 work.state = "committing"
                 assert work.result is not None
                 results.append((work.new, work.result))
-            self._committing.add(pipeline)
+            self._committing[pipeline] = batch
             yield Commit(pipeline=pipeline, results=tuple(results))
         self._oldest_done = now if self._done else None
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 
 from tokenmill.pipelines.tensors import tensors
-from tokenmill.schemas.errors import TokenizerError
+from tokenmill.schemas.errors import JobError, TokenizerError
 from tokenmill.schemas.tokenizer import Checkpoint, Decodes, Encoded, Tokenizer
 from tokenmill.store.dataset import Dataset, open_store
 from tokenmill.store.decoding import DecodeIds, StreamTokenizer
@@ -38,6 +39,38 @@ def open(
         decoder=_decoder,
         tensors=tensors,
     )
+
+
+def ray_dataset(
+    uri: str,
+    *,
+    tag: str | None = None,
+    snapshot: str | None = None,
+    pipeline: str | None = None,
+    streams: Collection[str] | None = None,
+    spaces: Mapping[str, str] | None = None,
+    **options: Any,
+) -> Any:
+    """The samples of a snapshot as a `ray.data.Dataset`, read in parallel by shard.
+
+    A row is a sample: id (16 bytes), key, source, pipeline, and per stream its ids (null: no
+    tokens) and, where shapes vary, `<stream>.shape`. tag, snapshot, pipeline, spaces: as in
+    `open`; streams: only these. options: of `ray.data.read_datasource`, such as
+    override_num_blocks or concurrency. Workers need the store's credentials in their environment.
+    Raises StoreError, SpaceMismatch, JobError (also where Ray Data is not installed), at once.
+    """
+    try:
+        module = import_module("tokenmill.pipelines.ray_datasource")  # Ray Data takes seconds
+    except ModuleNotFoundError as missing:
+        raise JobError(
+            "Ray Data cannot be imported",
+            why=str(missing),
+            remedy="pip install 'tokenmill[data]'",
+        ) from None
+    dataset = open(uri, tag=tag, snapshot=snapshot, pipeline=pipeline, spaces=spaces)
+    if streams is not None:
+        dataset = dataset.select(streams=streams)
+    return module.read(dataset, options)
 
 
 def load_tokenizer(name: str, checkpoint: str | None = None, **config: Any) -> LoadedTokenizer:

@@ -28,12 +28,13 @@ from numpy.typing import NDArray
 from tokenmill.schemas.errors import JobError, SpaceMismatch
 from tokenmill.schemas.job import nearest
 from tokenmill.store.access import Access
-from tokenmill.store.alignment import FileRows, Plan, plan_pipeline
+from tokenmill.store.alignment import FileRows, Plan, by_file, plan_pipeline
 from tokenmill.store.choosing import choose_snapshot
 from tokenmill.store.decoding import Decoder, Decoders, StreamTokenizer
 from tokenmill.store.gather import read_piece
 from tokenmill.store.joining import Join
 from tokenmill.store.ledger import Ledger
+from tokenmill.store.parts import Part
 from tokenmill.store.query import run_sql
 from tokenmill.store.rows import Batch, Column, Row
 from tokenmill.store.shards import ShardReader
@@ -244,12 +245,7 @@ class Dataset:
         no sample of the batch has is missing from `batch.columns`.
         Raises SpaceMismatch at once where a stream holds two spaces.
         """
-        wanted = self._wanted(streams)
-        self.check_spaces(wanted)
-        for stream in sorted(wanted):
-            if len(self.recipes[stream]) > 1:
-                _warn_of_mix(self.uri, stream, self.recipes[stream])
-        return self._batches(wanted)
+        return self._batches(self._readable(streams))
 
     def columns(self, stream: str) -> Iterator[Column]:
         """The columns of one stream: `values` (flat ids) and `offsets` per batch."""
@@ -264,6 +260,20 @@ class Dataset:
                     yield from self._join(plan, streams).read(index, piece, streams, decode)
                 else:
                     yield from read_piece(self._access, piece, streams, decode)
+
+    def parts(self, streams: Collection[str] | None = None) -> list[Part]:
+        """All samples in disjoint parts, in the order of `batches`, for processes that share the
+        reading: about one part per shard file. Raises SpaceMismatch as `batches` does."""
+        wanted = self._readable(streams)
+        parts = []
+        for plan in self._plans(wanted):
+            for index, piece in enumerate(plan.pieces):
+                if index in plan.partial:
+                    join = self._join(plan, wanted).only(index)
+                    parts.append(Part(self._access, piece, wanted, index=index, join=join))
+                else:
+                    parts += [Part(self._access, each, wanted) for each in by_file(piece)]
+        return [part for part in parts if part.rows]
 
     def _plans(self, streams: frozenset[str]) -> Iterator[Plan]:
         files = sorted((f for f in self._files if f.stream in streams), key=lambda f: f.pipeline)
@@ -284,6 +294,15 @@ class Dataset:
             columns=["unit", "input", "source_id", "seq", "first_row", "rows"],
             filter=pc.field("unit").isin(pa.array(units, pa.binary())),
         )
+
+    def _readable(self, streams: Collection[str] | None) -> frozenset[str]:
+        """The wanted streams: of one space each, with a warning where of several recipes (G7)."""
+        wanted = self._wanted(streams)
+        self.check_spaces(wanted)
+        for stream in sorted(wanted):
+            if len(self.recipes[stream]) > 1:
+                _warn_of_mix(self.uri, stream, self.recipes[stream])
+        return wanted
 
     def _wanted(self, streams: Collection[str] | None) -> frozenset[str]:
         if streams is None:
@@ -421,7 +440,7 @@ def _warn_of_mix(uri: str, stream: str, recipes: Collection[str]) -> None:
         f"stream {stream!r} of {uri} mixes {len(recipes)} recipes of one space: "
         f"{', '.join(recipe[:12] for recipe in recipes)}",
         MixedRecipes,
-        stacklevel=4,
+        stacklevel=5,
     )
 
 

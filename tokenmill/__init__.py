@@ -19,6 +19,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "open": "pipelines.door",
     "load_tokenizer": "pipelines.door",
+    "ray_dataset": "pipelines.door",
     "Dataset": "store.dataset",
     "Part": "store.stream.part",
     "Take": "store.stream.part",
@@ -36,6 +37,7 @@ _HOMES = {
 if TYPE_CHECKING:
     from tokenmill.pipelines.door import load_tokenizer as load_tokenizer
     from tokenmill.pipelines.door import open as open
+    from tokenmill.pipelines.door import ray_dataset as ray_dataset
     from tokenmill.schemas.errors import JobError as JobError
     from tokenmill.schemas.errors import SampleError as SampleError
     from tokenmill.schemas.errors import SourceError as SourceError

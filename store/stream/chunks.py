@@ -198,6 +198,8 @@ class _Made:
         self._dest = self._size = np.zeros(0, np.int64)
         self._ids: NDArray[np.uint8] | None = None
         self._tabulate(groups, dests)
+        if "cu_seqlens" in making.fields:
+            self._edges = self._made_edges()
         self._grids = self._made_grids(pieces)
         self._spans = self._made_spans(pieces) if "spans" in making.fields else None
 
@@ -240,16 +242,16 @@ class _Made:
         if not self._making.isolate:
             each = np.arange(self._width, dtype=np.int32)
             return np.ascontiguousarray(np.broadcast_to(each, (self._rows, self._width)))
-        starts = np.union1d(self._dest, self._rests()[0])
+        starts = np.union1d(self._dest, self._rests())
         sizes = np.diff(np.append(starts, self._rows * self._width))
         flat = np.arange(self._rows * self._width, dtype=np.int32)
         flat -= np.repeat(starts, sizes).astype(np.int32)
         return flat.reshape(self._rows, self._width)
 
-    def _rests(self) -> tuple[Ints, Ints]:
-        """Where the padding of a sequence begins in the flat output, and whose it is."""
+    def _rests(self) -> Ints:
+        """Where the padding of each sequence that has one begins in the flat output."""
         short = np.flatnonzero(self._lengths < self._width)
-        return short * self._width + self._lengths[short], short
+        return short * self._width + self._lengths[short]
 
     def _loss_mask(self, pieces: Sequence[Sequence[Pieces]]) -> NDArray[np.bool_]:
         flat = np.ones(self._rows * self._width, bool)
@@ -280,7 +282,7 @@ class _Made:
             a, b = np.searchsorted(self._dest, (low * width, high * width)).tolist()
         cu_seqlens, longest = (None, None)
         if "cu_seqlens" in wanted:
-            cu_seqlens, longest = self._cu_seqlens(low, high, a, b)
+            cu_seqlens, longest = self._cu_seqlens(low, high)
         return SequenceBatch(
             step=step,
             slot=slot,
@@ -299,14 +301,17 @@ class _Made:
         table = np.column_stack([row - low, start, start + self._size[a:b]])
         return table.astype(np.int32)
 
-    def _cu_seqlens(self, low: int, high: int, a: int, b: int) -> tuple[Any, int]:
-        edges = np.arange(low, high + 1, dtype=np.int64) * self._width
-        if self._making.isolate:
-            rests, rows = self._rests()
-            mine = (rows >= low) & (rows < high)
-            edges = np.union1d(np.concatenate([edges, self._dest[a:b]]), rests[mine])
-        edges = (edges - low * self._width).astype(np.int32)
-        return edges, int(np.diff(edges).max(initial=0))
+    def _made_edges(self) -> Ints:
+        """Where documents, sequences and paddings begin in the flat output, and its end."""
+        edges = np.arange(self._rows + 1, dtype=np.int64) * self._width
+        if not self._making.isolate:
+            return edges
+        return np.unique(np.concatenate([edges, self._dest, self._rests()]))
+
+    def _cu_seqlens(self, low: int, high: int) -> tuple[NDArray[np.int32], int]:
+        first, last = np.searchsorted(self._edges, (low * self._width, high * self._width))
+        edges = (self._edges[first : last + 1] - low * self._width).astype(np.int32)
+        return edges, int((edges[1:] - edges[:-1]).max(initial=0))
 
     def _span_table(self, low: int, high: int) -> NDArray[np.int32] | None:
         if self._spans is None:

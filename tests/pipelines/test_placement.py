@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tokenmill
+from tests.pipelines.heads import running_head
 from tests.pipelines.nodes import ROOT, Nodes, cluster
 from tokenmill.pipelines.coordinator import (
     IDLE_SECONDS,
@@ -131,6 +132,11 @@ def test_idle_workers_go_after_a_while_but_not_below_the_minimum() -> None:
     assert not [d for d in made.handle(Tick(), IDLE_SECONDS - 1) if isinstance(d, StopWorker)]
     stopped = [d for d in made.handle(Tick(), IDLE_SECONDS) if isinstance(d, StopWorker)]
     assert [d.worker for d in stopped] == [2] and made.workers == 2
+    kept = coordinator(2, [Node(cpus=4)], least=3)
+    for worker in range(3):
+        kept.adopt(worker, POOL)
+    kept.handle(Tick(), 0)
+    assert kept.handle(Tick(), IDLE_SECONDS) == []
 
 
 def test_a_minimum_is_started_however_short_the_queue() -> None:
@@ -183,10 +189,10 @@ def make(folder: Path, count: int, seconds: float, resources: str, streams: str)
     return job
 
 
-def start(nodes: Nodes, job: Path) -> subprocess.Popen[str]:
+def start(address: str, job: Path) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_AUTH_MODE": "disabled"}
     return subprocess.Popen(
-        [sys.executable, "-m", "tokenmill", "run", str(job), "--address", nodes.address],
+        [sys.executable, "-m", "tokenmill", "run", str(job), "--address", address],
         env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
 
@@ -231,7 +237,7 @@ def test_one_actor_per_gpu_growth_when_a_node_joins_and_its_loss_without_loss_of
     first = nodes.add(2, 2)
     job = make(tmp_path, 60, 0.5, "{text: {gpus_per_worker: 1, cpus_per_worker: 1}}",
                f"{{text: {STREAM}}}")  # fmt: skip
-    run = start(nodes, job)
+    run = start(nodes.address, job)
     await_shards(job, 4)
     second = nodes.add(2, 1)
     await_shards(job, 16)
@@ -266,7 +272,7 @@ def test_tokenizers_share_a_gpu_by_fractions_and_labels_and_cpu_nodes_are_kept(
         "c: {cpus_per_worker: 1}, d: {labels: {zone: b}}}"
     )
     job = make(tmp_path, 8, 0.1, resources, streams)
-    finish(start(nodes, job))
+    finish(start(nodes.address, job))
     raylets = {s: {p["raylet"] for p in places(job, s)} for s in "abcd"}
     assert raylets["a"] == raylets["b"] and len(raylets["a"]) == 1
     assert not raylets["c"] & raylets["a"], "what needs no GPU keeps off its node"
@@ -275,3 +281,21 @@ def test_tokenizers_share_a_gpu_by_fractions_and_labels_and_cpu_nodes_are_kept(
     assert max(sharers(places(job, "a") + places(job, "b")).values()) <= 2
     for each in (gpu, cpu, other):
         nodes.ask("kill", each)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_cluster_grows_from_a_head_alone_and_shrinks_again(tmp_path: Path) -> None:
+    """Ray's real autoscaler, with fake nodes: it learns from us what could be kept busy."""
+    resources = {"CPU": 2, "GPU": 1, "object_store_memory": 100 << 20}
+    node = {"resources": resources, "node_config": {}, "min_workers": 0, "max_workers": 2}
+    job = make(tmp_path, 40, 0.5, "{text: {gpus_per_worker: 1}}", f"{{text: {STREAM}}}")
+    with running_head("--num-cpus=0", "--num-gpus=0", autoscaler={"gpu": node}) as head:
+        assert "40 of 40" in finish(start(head.gcs, job))
+        shared = sharers(places(job))
+        assert len({raylet for raylet, _ in shared}) == 2 and set(shared.values()) == {1}
+        log = head.folder / "ray" / "session_latest" / "logs" / "monitor.log"
+        until = time.monotonic() + 60
+        while "Resized to 0 CPUs" not in log.read_text():
+            assert time.monotonic() < until, "idle nodes were not given back"
+            time.sleep(0.2)

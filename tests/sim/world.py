@@ -247,14 +247,15 @@ class World:
             raise StoreUnavailable("the store does not answer", why="503")
         kind = self.fault(("store-down", "driver-killed-in-store"))
         if kind == "store-down":
-            self.down_until = self.clock + (5, 60, 700)[self.chance.pick(3)]
+            self.down_until = self.clock + (0, 5, 60, 700)[self.chance.pick(4)]
             if operation == "append":
                 raise OSError("503")
             raise StoreUnavailable("the store does not answer", why="503")
         if kind is not None:
             raise DriverKilled
         if self.overlap and len(self._stack) < 3 and self.chance.happens(self.overlap):
-            self.act(1 + self.chance.pick(20))
+            for _ in range((1, 3, 9, 27)[self.chance.pick(4)]):
+                self.act(1 + self.chance.pick(20))
 
     def _stopped(self, driver: Driver, worker: Worker, id_: int) -> None:
         """A worker that is told to stop, or whose driver died, may go on for a while."""
@@ -426,7 +427,7 @@ class World:
 
         def before(operation: str) -> None:
             if self.overlap and len(self._stack) < 3 and operation in ("list", "read", "refresh"):
-                for _ in range(self.chance.pick(6)):
+                for _ in range(self.chance.pick(12)):
                     self.act(1 + self.chance.pick(20))
 
         access = MemoryAccess(self.folder, before)
