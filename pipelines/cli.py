@@ -17,7 +17,7 @@ from tokenmill.pipelines import cli_amending, cli_asking, cli_tokenizers, summar
 from tokenmill.pipelines.progress import progress
 from tokenmill.pipelines.run import dry_run
 from tokenmill.pipelines.run import run as run_job
-from tokenmill.pipelines.session import Options, load_job
+from tokenmill.pipelines.session import load_job, options_of
 from tokenmill.pipelines.template import JOB_TEMPLATE
 from tokenmill.schemas.errors import JobError, TokenmillError
 from tokenmill.schemas.job import job_json_schema
@@ -61,22 +61,6 @@ def _root(
     pass
 
 
-def _options(
-    executor: str, address: str | None, workers: int | None, retokenize: bool, lease: bool
-) -> Options:
-    if executor not in ("ray", "local"):
-        raise JobError(f"--executor {executor!r} is not known", remedy="ray or local")
-    if executor == "local" and address:
-        raise JobError("--address needs --executor ray", remedy="leave one of the two out")
-    return Options(
-        executor="local" if executor == "local" else "ray",
-        address=address,
-        workers=workers,
-        retokenize=retokenize,
-        lease=lease,
-    )
-
-
 @app.command()
 def run(
     job: JobFile,
@@ -89,7 +73,7 @@ def run(
     ] = False,
 ) -> None:
     """Tokenize what a job's sources hold and its store does not. Resumes by itself."""
-    options = _options(executor, address, workers, retokenize, not no_lease)
+    options = options_of(executor, address, workers, retokenize=retokenize, lease=not no_lease)
     with progress() as shown:
         report = run_job(load_job(job), options, watch=shown, say=shown.say)
     summary.show_run(report, job)
@@ -104,7 +88,9 @@ def plan(
     retokenize: Retokenize = False,
 ) -> None:
     """Show what `run` would do; write nothing."""
-    report, facts = dry_run(load_job(job), _options(executor, address, None, retokenize, False))
+    report, facts = dry_run(
+        load_job(job), options_of(executor, address, None, retokenize=retokenize, lease=False)
+    )
     summary.show_plan(report, facts)
 
 

@@ -56,6 +56,7 @@ class WorkerLost:
     why: str
     in_flight: tuple[bytes, ...] = ()  # samples that native code held
     unit: bytes | None = None  # the unit they belong to
+    reason: str = "process-died"  # what a sample alone in native code is quarantined with
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -377,7 +378,7 @@ class Coordinator:
                 work.isolate |= suspects  # next time these go one by one
             elif len(suspects) == 1:
                 why = f"the worker process died while it encoded this sample alone: {event.why}"
-                work.condemned[next(iter(suspects))] = ("process-died", why)
+                work.condemned[next(iter(suspects))] = (event.reason, why)
                 blamed = True
             else:
                 work.lost += 1

@@ -8,7 +8,7 @@ for the others: aligning them is then taking row i of each.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -131,14 +131,17 @@ def plan(
     unit_inputs: int,
     splittable: Callable[[Input], bool],
     retokenize: bool = False,
+    again: Mapping[str, Collection[bytes]] | None = None,
 ) -> Plan:
     """What every stream still has to do.
 
     inputs: sorted by URI. recipes: stream -> today's recipe. coverage: stream -> valid cells of
     any recipe. Without `retokenize`, cells of another recipe count as covered and are reported as
-    outdated.
+    outdated. again: stream -> units whose cells count as not covered; with it nothing else is
+    planned (`retry`).
     """
     known = {i.id: i for i in inputs}
+    replaces = retokenize or again is not None
     todo: dict[str, dict[bytes, list[Interval]]] = {}
     outdated: dict[str, int] = {}
     outdated_recipes: dict[str, frozenset[str]] = {}
@@ -151,12 +154,15 @@ def plan(
                 others.add(cell.recipe)
                 if retokenize:
                     continue
-            covered[cell.input].append((cell.start, cell.end))
+            if again is None or cell.unit not in again.get(stream, ()):
+                covered[cell.input].append((cell.start, cell.end))
         if others:
             outdated_recipes[stream] = frozenset(others)
         todo[stream] = _uncovered(known, covered)
+        if again is not None:
+            todo[stream] = _only(todo[stream], coverage.get(stream, ()), again.get(stream, ()))
 
-    tasks = list(_keep_cuts(pipeline, known, todo, coverage, bool(retokenize)))
+    tasks = list(_keep_cuts(pipeline, known, todo, coverage, replaces))
     total = sum(known[i].extent for i in set().union(*todo.values()) if i in known)
     target = unit_size(total, unit_bytes)
     # Inputs that several streams lack in the same way are cut once for all of them.
@@ -173,7 +179,7 @@ def plan(
         for unit in cut(
             pipeline, spans, unit_bytes=target, unit_inputs=unit_inputs, splittable=splittable
         ):
-            tasks += [PlannedTask(unit=unit, stream=s, replaces=retokenize) for s in streams_]
+            tasks += [PlannedTask(unit=unit, stream=s, replaces=replaces) for s in streams_]
     return Plan(
         pipeline=pipeline,
         inputs=len(inputs),
@@ -199,6 +205,19 @@ def _uncovered(
             if need:
                 left[id_] = need
     return left
+
+
+def _only(
+    todo: Mapping[bytes, Sequence[Interval]],
+    cells: Sequence[CoveredSpan],
+    units: Collection[bytes],
+) -> dict[bytes, list[Interval]]:
+    """Of `todo`, what the cells of these units cover: new inputs wait for the next run."""
+    wanted: dict[bytes, list[Interval]] = defaultdict(list)
+    for cell in cells:
+        if cell.unit in units and cell.input in todo:
+            wanted[cell.input].append((cell.start, cell.end))
+    return {input_: sorted(spans) for input_, spans in wanted.items()}
 
 
 def _keep_cuts(

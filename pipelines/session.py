@@ -23,10 +23,12 @@ from tokenmill.pipelines.plan import CoveredSpan, Plan, plan
 from tokenmill.schemas.errors import JobError, StoreError
 from tokenmill.schemas.identity import canonical_uri
 from tokenmill.schemas.job import Job, Resources, nearest, parse_job
+from tokenmill.schemas.ledger import FORGOTTEN
 from tokenmill.schemas.samples import Source
 from tokenmill.schemas.tokenizer import WorkerFacts
 from tokenmill.schemas.work import Input
 from tokenmill.store.access import Access
+from tokenmill.store.dataset import open_store
 from tokenmill.store.ledger import Ledger
 from tokenmill.workers.sources import open_source
 
@@ -41,6 +43,31 @@ class Options:
     workers: int | None = None
     retokenize: bool = False
     lease: bool = True
+    retry: str | None = None  # SQL over the quarantine view: only the units that it names
+
+
+def options_of(
+    executor: str,
+    address: str | None,
+    workers: int | None,
+    *,
+    retokenize: bool = False,
+    lease: bool = True,
+    retry: str | None = None,
+) -> Options:
+    """Options as the command line gives them. Raises JobError."""
+    if executor not in ("ray", "local"):
+        raise JobError(f"--executor {executor!r} is not known", remedy="ray or local")
+    if executor == "local" and address:
+        raise JobError("--address needs --executor ray", remedy="leave one of the two out")
+    return Options(
+        executor="local" if executor == "local" else "ray",
+        address=address,
+        workers=workers,
+        retokenize=retokenize,
+        lease=lease,
+        retry=retry,
+    )
 
 
 def load_job(path: str) -> Job:
@@ -74,6 +101,7 @@ class Session:
         self.inputs: dict[str, list[Input]] = {}
         self.facts: dict[Pool, WorkerFacts] = {}
         self.kept: dict[int, Pool] = {}
+        self._again: dict[str, dict[str, set[bytes]]] | None = None
         self.forgotten: dict[str, Mapping[bytes, frozenset[bytes]]] = {}
 
     def existing_ledger(self) -> Ledger | None:
@@ -199,9 +227,25 @@ class Session:
                 unit_inputs=config.source.unit_inputs,
                 splittable=self.sources[name].splittable,
                 retokenize=self.options.retokenize,
+                again=self.again(ledger, name),
             )
             plans[name] = (made, seq)
         return plans
+
+    def again(self, ledger: Ledger | None, pipeline: str) -> dict[str, set[bytes]] | None:
+        """With `retry`: stream -> units that hold a quarantined sample or input it names.
+
+        Asked once: what this run quarantines again is not tried a third time. Raises JobError.
+        """
+        if self.options.retry is None:
+            return None
+        if self._again is None:
+            self._again = {}
+            rows = _refused(self.access, self.options.retry) if ledger else []
+            for row in rows:
+                streams = self._again.setdefault(row["pipeline"], {})
+                streams.setdefault(row["stream"], set()).add(bytes.fromhex(row["unit"]))
+        return self._again.get(pipeline, {})
 
     def tasks(self, plans: Planned) -> Iterator[NewTask]:
         for name, (made, seq) in plans.items():
@@ -249,6 +293,17 @@ def covered(ledger: Ledger, pipeline: str) -> dict[str, list[CoveredSpan]]:
             for i, a, b, r, u, o in zip(*columns, strict=True)
         ]
     return found
+
+
+def _refused(access: Access, where: str) -> list[dict[str, Any]]:
+    """pipeline, stream, unit (hex) of the quarantine rows that `where` names. What was forgotten
+    is not to be tried again."""
+    sql = (
+        "select distinct pipeline, stream, unit from "
+        f"(select * from quarantine where reason <> '{FORGOTTEN}') quarantine where (\n{where}\n)"
+    )
+    rows: list[dict[str, Any]] = open_store(access.uri, pin=False).sql(sql).to_pylist()
+    return rows
 
 
 def forgotten(ledger: Ledger, pipeline: str) -> dict[bytes, frozenset[bytes]]:
