@@ -15,7 +15,7 @@ import pyarrow as pa
 from tokenmill.schemas.errors import JobError
 from tokenmill.schemas.identity import canonical_uri
 from tokenmill.schemas.job import nearest
-from tokenmill.store import upkeep
+from tokenmill.store import questions, upkeep
 from tokenmill.store.access import Access
 from tokenmill.store.choosing import full_hash
 from tokenmill.store.dataset import Dataset, open_store
@@ -89,6 +89,30 @@ def query(store: str, sql: str, *, tag: str | None = None, snapshot: str | None 
     return open_store(store, tag=tag, snapshot=snapshot, pin=False).sql(sql)
 
 
+def ask(
+    store: str,
+    name: str,
+    values: Mapping[str, str] | None = None,
+    *,
+    tag: str | None = None,
+    snapshot: str | None = None,
+) -> pa.Table:
+    """The answer of a question by its name (see store/questions)."""
+    return questions.ask(open_store(store, tag=tag, snapshot=snapshot, pin=False), name, values)
+
+
+def list_questions() -> pa.Table:
+    """question, answers, parameters: what `ask` knows."""
+    known = questions.questions().values()
+    return pa.table(
+        {
+            "question": [f"@{question.name}" for question in known],
+            "answers": [question.what for question in known],
+            "parameters": [", ".join(p.shown for p in q.parameters) for q in known],
+        }
+    )
+
+
 def ls(store: str) -> pa.Table:
     """A row per pipeline and stream.
 
@@ -137,7 +161,7 @@ def _shard_info(path: str) -> dict[str, Any]:
     folder, _, name = path.rpartition("/")
     access = Access(folder or ("." if "/" not in path else "/"))
     with ShardReader(access, name) as reader:
-        meta, batch_rows = reader.meta, reader.batch_rows
+        meta, batch_rows, encoding = reader.meta, reader.batch_rows, reader.encoding
     counts, digest = content_hash(access, name)
     return {
         "shard": canonical_uri(path),
@@ -150,6 +174,7 @@ def _shard_info(path: str) -> dict[str, Any]:
         "tokens": counts.tokens,
         "bytes": counts.size,
         "rows_per_batch": batch_rows,
+        "encoding": encoding,
         "dtype": meta.dtype,
         "axes": list(meta.axes),
         "codebook_sizes": list(meta.codebook_sizes),
@@ -294,7 +319,7 @@ def export(
     force: bool = False,
     file_bytes: int = FILE_BYTES,
 ) -> Exported:
-    """Write samples as `parquet` or `webdataset` (see store/export.py)."""
+    """Write samples in one of the formats of store/export.py."""
     dataset = open_store(store, tag=tag, snapshot=snapshot, pipeline=pipeline, spaces=spaces)
     if streams:
         dataset = dataset.select(streams=streams)

@@ -6,6 +6,7 @@ import json
 import sys
 import traceback
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +14,16 @@ import click
 import typer
 
 import tokenmill
-from tokenmill.pipelines import cli_amending, cli_asking, cli_tokenizers, summary
+from tokenmill.pipelines import (
+    cli_amending,
+    cli_asking,
+    cli_cluster,
+    cli_schedule,
+    cli_tokenizers,
+    cli_watch,
+    summary,
+)
+from tokenmill.pipelines.estimate import Estimate
 from tokenmill.pipelines.progress import progress
 from tokenmill.pipelines.run import dry_run
 from tokenmill.pipelines.run import run as run_job
@@ -71,9 +81,13 @@ def run(
     no_lease: Annotated[
         bool, typer.Option("--no-lease", help="Run although another run may be at work.")
     ] = False,
+    log: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Append JSON lines of what happens; - stderr")
+    ] = None,
 ) -> None:
     """Tokenize what a job's sources hold and its store does not. Resumes by itself."""
     options = options_of(executor, address, workers, retokenize=retokenize, lease=not no_lease)
+    options = replace(options, log=log, estimate=_estimate_of(job))
     with progress() as shown:
         report = run_job(load_job(job), options, watch=shown, say=shown.say)
     summary.show_run(report, job)
@@ -86,12 +100,47 @@ def plan(
     executor: ExecutorOption = "local",
     address: Address = None,
     retokenize: Retokenize = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Encode a sample, and estimate what a run will cost.")
+    ] = False,
+    seconds: Annotated[
+        float, typer.Option(min=1, help="With --measure: about so long for each stream.")
+    ] = 60,
+    gpu_price: Annotated[float, typer.Option(min=0, help="Of a GPU-hour, in your currency.")] = 0,
+    cpu_price: Annotated[float, typer.Option(min=0, help="Of a CPU-hour.")] = 0,
 ) -> None:
-    """Show what `run` would do; write nothing."""
+    """Show what `run` would do; write nothing into the store.
+
+    With --measure the estimate is kept in JOB.estimate.json, and the run says how far off it was.
+    """
+    if measure and executor != "local":
+        raise JobError("--measure works on this machine", remedy="leave --executor out")
     report, facts = dry_run(
-        load_job(job), options_of(executor, address, None, retokenize=retokenize, lease=False)
+        load_job(job),
+        options_of(executor, address, None, retokenize=retokenize, lease=False),
+        measure_seconds=seconds if measure else None,
+        say=lambda text: print(text, file=sys.stderr),
     )
     summary.show_plan(report, facts)
+    if report.estimate is not None and report.estimate.streams:
+        summary.show_estimate(report.estimate, gpu_price=gpu_price, cpu_price=cpu_price)
+        path = _estimate_file(job)
+        try:
+            path.write_text(report.estimate.to_json(), encoding="utf-8")
+        except OSError as error:
+            raise JobError("the estimate cannot be kept", where=str(path), why=str(error)) from None
+        print(f"kept in {path}: the next run compares itself with it")
+
+
+def _estimate_file(job: str) -> Path:
+    return Path(job).with_suffix(".estimate.json")
+
+
+def _estimate_of(job: str) -> Estimate | None:
+    path = _estimate_file(job)
+    if not path.is_file():
+        return None
+    return Estimate.from_json(path.read_text(encoding="utf-8"), where=str(path))
 
 
 @app.command()
@@ -119,6 +168,9 @@ def init(
 
 cli_amending.register(app)
 cli_asking.register(app)
+cli_cluster.register(app)
+cli_schedule.register(app)
+cli_watch.register(app)
 app.add_typer(cli_tokenizers.app, name="tokenizers")
 
 

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tokenmill.pipelines import asking
 from tokenmill.pipelines.tables import FORMATS, check_format, human_bytes, show
 from tokenmill.schemas.errors import CorruptStore, JobError
+from tokenmill.store.export import FILE_BYTES
 
 Store = Annotated[str, typer.Argument(metavar="STORE", help="A folder or s3://bucket/prefix.")]
 Output = Annotated[
@@ -35,20 +36,47 @@ def register(app: typer.Typer) -> None:
 
 
 def query(
-    store: Store,
-    sql: Annotated[str, typer.Argument(metavar="SQL", help="One SELECT; - reads it from stdin.")],
+    store: Annotated[
+        str | None, typer.Argument(metavar="STORE", help="A folder or s3://bucket/prefix.")
+    ] = None,
+    sql: Annotated[
+        str | None,
+        typer.Argument(metavar="SQL|@NAME", help="One SELECT (- reads it from stdin), or @NAME."),
+    ] = None,
+    questions: Annotated[
+        bool, typer.Option("--questions", help="List the questions that have names.")
+    ] = False,
+    given: Annotated[
+        list[str] | None,
+        typer.Option("--with", "-w", metavar="NAME=VALUE", help="A parameter of the question."),
+    ] = None,
     format: Output = "table",
     tag: Tag = None,
     snapshot: Snapshot = None,
 ) -> None:
-    """Ask a store in SQL.
+    """Ask a store in SQL, or a question by its name: `query STORE @tokens-by-day`.
 
     Views: shards, inputs, quarantine, quarantine_history, runs, tokenizers;
     "describe shards" lists the columns of one.
     """
     check_format(format)
-    text = sys.stdin.read() if sql == "-" else sql
-    show(asking.query(store, text, tag=tag, snapshot=snapshot), format)
+    if questions:
+        show(asking.list_questions(), format)
+        return
+    if store is None or sql is None:
+        raise JobError(
+            "query needs a store and a question",
+            remedy='tokenmill query STORE "select …", or @NAME: --questions lists the names',
+        )
+    if sql.startswith("@"):
+        values = dict(_parameter(text) for text in given or ())
+        answer = asking.ask(store, sql[1:], values, tag=tag, snapshot=snapshot)
+    elif given:
+        raise JobError("--with belongs to a question with a name", remedy="query STORE @NAME")
+    else:
+        text = sys.stdin.read() if sql == "-" else sql
+        answer = asking.query(store, text, tag=tag, snapshot=snapshot)
+    show(answer, format)
 
 
 def ls(
@@ -136,7 +164,9 @@ def verify(
 
 def export(
     store: Store,
-    to: Annotated[str, typer.Option("--to", help="parquet | webdataset")],
+    to: Annotated[
+        str, typer.Option("--to", help="parquet | webdataset | hf | mds | litdata | megatron")
+    ],
     out: Annotated[str, typer.Argument(metavar="TARGET", help="An empty folder or s3:// prefix.")],
     tag: Tag = None,
     snapshot: Snapshot = None,
@@ -151,9 +181,12 @@ def export(
     force: Annotated[
         bool, typer.Option("--force", help="Replace an earlier export in TARGET.")
     ] = False,
+    file_bytes: Annotated[
+        int, typer.Option(min=1, help="About how large one file may get (mds, litdata: 64 MiB).")
+    ] = FILE_BYTES,
     format: Output = "table",
 ) -> None:
-    """Write a snapshot's samples as Parquet files or webdataset tars."""
+    """Write a snapshot's samples in the format of another library."""
     check_format(format)
     report = asking.export(
         store,
@@ -165,6 +198,7 @@ def export(
         streams=stream,
         spaces=dict(_pair(text) for text in space or ()),
         force=force,
+        file_bytes=file_bytes,
     )
     facts = asdict(report)
     if format == "table":
@@ -252,6 +286,13 @@ def _for_people(streams: pa.Table) -> pa.Table:
     return streams.rename_columns(
         ["last" if n == "last_commit" else n for n in streams.column_names]
     )
+
+
+def _parameter(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise JobError(f"--with {text!r} is not NAME=VALUE", remedy="--with timezone=Europe/Zurich")
+    return name, value
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -8,7 +8,7 @@ of an attempt that was given up is recognised by its token and ignored.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -198,6 +198,7 @@ class _Work:
     attempt: int | None = None
     avoid: int | None = None  # a worker it failed on
     isolate: frozenset[bytes] = frozenset()
+    alone: dict[bytes, int] = field(default_factory=dict)  # deaths while native code held only it
     condemned: dict[bytes, tuple[str, str]] = field(default_factory=dict)
     tolerate: frozenset[str] = frozenset()
     suspected: frozenset[str] = frozenset()
@@ -211,6 +212,15 @@ class _Worker:
     running: dict[int, Name] = field(default_factory=dict)
 
 
+@dataclass(kw_only=True, slots=True)
+class _Held:
+    """Places to plan again, as soon as none of these tasks is under way there: a plan made before
+    would overlap what they are about to commit."""
+
+    uris: set[str] = field(default_factory=set)
+    blockers: set[Name] = field(default_factory=set)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PoolLimits:
     """How many workers a pool may have, and what of the shared capacity one of them takes."""
@@ -218,6 +228,15 @@ class PoolLimits:
     most: int
     cpus: float = 1.0
     gpus: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Load:
+    """One pool, for people who watch."""
+
+    queued: int
+    running: int
+    workers: int
 
 
 @dataclass(kw_only=True)
@@ -276,8 +295,8 @@ class Coordinator:
         self._condemned_in_a_row = 0
         self._failed_starts: dict[Pool, int] = {}
         self._replans: dict[str, int] = {}
-        self._replanning = 0
-        self._postponed: list[Replan] = []
+        self._held: dict[str, _Held] = {}
+        self._asked: Replan | None = None
         self._abandoned: list[str] = []
         self.counts = Counts()
 
@@ -305,6 +324,14 @@ class Coordinator:
     def workers(self) -> int:
         return len(self._workers)
 
+    def load(self) -> dict[Pool, Load]:
+        found = {}
+        for pool, queue in self._waiting.items():
+            mine = [w for w in self._workers.values() if w.pool == pool]
+            running = sum(len(w.running) for w in mine)
+            found[pool] = Load(queued=len(queue), running=running, workers=len(mine))
+        return found
+
     @property
     def paused_for(self) -> str:
         """Why the run waits, or "": for the progress bar."""
@@ -324,16 +351,17 @@ class Coordinator:
             case Answered():
                 decisions += self._on_answer(event, now)
             case Committed():
-                decisions += self._on_committed(event)
+                self._on_committed(event)
             case CommitPostponed():
                 self._committing.discard(event.pipeline)
                 self._give_back(event.pipeline)
                 self._store_fails(event.why, now)
             case Replanned():
-                self._replanning -= 1
+                self._asked = None
                 self.add(event.tasks)
             case ReplanPostponed():
-                self._postponed.append(event.decision)
+                self._asked = None
+                self._hold(event.decision.pipeline, event.decision.uris)
                 self._store_fails(event.why, now)
             case StopAsked():
                 self._stop = self._stop or event
@@ -377,9 +405,7 @@ class Coordinator:
             elif suspects - work.isolate - work.condemned.keys():
                 work.isolate |= suspects  # next time these go one by one
             elif len(suspects) == 1:
-                why = f"the worker process died while it encoded this sample alone: {event.why}"
-                work.condemned[next(iter(suspects))] = (event.reason, why)
-                blamed = True
+                blamed = self._suspect(work, next(iter(suspects)), event)
             else:
                 work.lost += 1
                 work.avoid = event.worker
@@ -391,6 +417,17 @@ class Coordinator:
                 why=f"workers died on {CONDEMNED_IN_A_ROW} samples in a row: not the samples' "
                 "fault; nothing of this was committed",
             )
+
+    def _suspect(self, work: _Work, sample: bytes, event: WorkerLost) -> bool:
+        """Whether the sample is condemned. Whoever kills from outside hits innocents too, so that
+        one death alone proves nothing: all but one of the attempts must have died on it so."""
+        deaths = work.alone.get(sample, 0) + 1
+        work.alone[sample] = deaths
+        if deaths < self._attempts - 1:
+            return False
+        text = f"the worker died {deaths} times while it encoded this sample alone: {event.why}"
+        work.condemned[sample] = (event.reason, text)
+        return True
 
     def _requeue(self, name: Name, why: str) -> None:
         work = self._work[name]
@@ -449,7 +486,7 @@ class Coordinator:
                 work.avoid = worker
                 self._requeue(name, failure.message)
             case FailureClass.INPUT_CHANGED:
-                yield from self._on_changed(name, failure)
+                self._on_changed(name, failure)
             case FailureClass.SYSTEMATIC:
                 yield from self._on_systematic(name, work, failure, worker)
             case FailureClass.JOB | FailureClass.PROGRAM:
@@ -458,27 +495,67 @@ class Coordinator:
                     code = 2 if failure.kind is FailureClass.JOB else 70
                 self._fatal = Finish(exit_code=code, why=failure.message, error=failure.error)
 
-    def _on_changed(self, name: Name, failure: TaskFailure) -> Iterator[Decision]:
-        """The unit's other waiting tasks would fail in the same way: all go back to planning."""
-        for other in [n for n in self._work if n[:2] == name[:2]]:
-            if self._work[other].state == "waiting" or other == name:
-                self._drop(other)
-        again = max((self._replans.get(u, 0) for u in failure.changed), default=0) + 1
+    def _on_changed(self, name: Name, failure: TaskFailure) -> None:
+        """Back to planning, the places of the unit that did not change too."""
+        pipeline, places = name[0], self._places(name)
+        self._drop([name])
+        held = self._held.get(pipeline, _Held())
         for uri in failure.changed:
-            self._replans[uri] = again
-        if again > REPLANS:
+            if uri not in held.uris:  # each task that met the same change tells of it
+                self._replans[uri] = self._replans.get(uri, 0) + 1
+        restless = [uri for uri in failure.changed if self._restless(uri)]
+        if restless:
             self.counts.failed += 1
-            self._abandoned.append(f"{', '.join(failure.changed)}: changes while it is read")
-            return
-        self._replanning += 1
-        yield Replan(pipeline=name[0], uris=failure.changed)
+            self._abandoned.append(f"{', '.join(restless)}: changes while it is read")
+        self._hold(pipeline, places)
 
-    def _drop(self, name: Name) -> None:
-        work = self._work.pop(name)
-        queue = self._waiting[work.new.pool]
-        if name in queue:
-            queue.remove(name)
-        self.counts.planned -= 1
+    def _restless(self, uri: str) -> bool:
+        return self._replans.get(uri, 0) > REPLANS
+
+    def _hold(self, pipeline: str, uris: Iterable[str]) -> None:
+        """Plan these places again, and with them those of every task that waits to read there."""
+        held = self._held.setdefault(pipeline, _Held())
+        held.uris.update(uris)
+        while True:
+            touching = [n for n in self._work if n[0] == pipeline and self._touches(n, held.uris)]
+            waiting = [n for n in touching if self._work[n].state == "waiting"]
+            if not waiting:
+                break
+            for name in waiting:
+                held.uris |= self._places(name)
+            self._drop(waiting)
+        held.blockers = set(touching)
+        held.uris -= {uri for uri in held.uris if self._restless(uri)}
+
+    def _places(self, name: Name) -> set[str]:
+        return {span.input.uri for span in self._work[name].new.unit.spans}
+
+    def _touches(self, name: Name, uris: set[str]) -> bool:
+        return any(span.input.uri in uris for span in self._work[name].new.unit.spans)
+
+    def _release(self) -> Iterator[Decision]:
+        """Ask for the plans that nothing of ours stands in the way of any more, one at a time."""
+        for pipeline, held in list(self._held.items()):
+            held.blockers = {
+                n for n in held.blockers if n in self._work and self._work[n].state != "failed"
+            }
+            for name in list(held.blockers):
+                if name in self._work and self._work[name].state == "waiting":  # it was lost
+                    self._hold(pipeline, self._places(name))
+            if held.blockers or self._asked is not None:
+                continue
+            del self._held[pipeline]
+            if held.uris:
+                self._asked = Replan(pipeline=pipeline, uris=tuple(sorted(held.uris)))
+                yield self._asked
+
+    def _drop(self, names: Sequence[Name]) -> None:
+        gone = set(names)
+        for pool in {self._work.pop(name).new.pool for name in names}:
+            queue = self._waiting[pool]
+            if not gone.isdisjoint(queue):
+                self._waiting[pool] = deque(n for n in queue if n not in gone)
+        self.counts.planned -= len(names)
 
     def _on_systematic(
         self, name: Name, work: _Work, failure: TaskFailure, worker: int
@@ -511,7 +588,7 @@ class Coordinator:
             self._requeue(name, "its worker was replaced")
         yield StopWorker(worker=worker)
 
-    def _on_committed(self, event: Committed) -> Iterator[Decision]:
+    def _on_committed(self, event: Committed) -> None:
         self._committing.discard(event.pipeline)
         self._store_works()
         for unit, stream in event.committed:
@@ -523,8 +600,7 @@ class Coordinator:
             uris.update(s.input.uri for s in work.new.unit.spans)
             self._uncount(work.result)
         if uris:
-            self._replanning += 1
-            yield Replan(pipeline=event.pipeline, uris=tuple(sorted(uris)))
+            self._hold(event.pipeline, uris)
 
     def _uncount(self, result: TaskResult | None) -> None:
         """Another run committed it: it is not part of what this run did."""
@@ -576,8 +652,7 @@ class Coordinator:
         if now >= self._paused_until:
             yield from self._commits(now)
         if self._stop is None and now >= self._paused_until:
-            yield from self._postponed
-            self._postponed = []
+            yield from self._release()
             yield from self._assign()
             yield from self._resize()
         yield from self._end()
@@ -588,6 +663,7 @@ class Coordinator:
             return
         due = (
             self._stop is not None
+            or bool(self._held)  # they wait for what is finished there
             or waiting >= COMMIT_UNITS
             or (self._oldest_done is not None and now - self._oldest_done >= COMMIT_SECONDS)
             or not any(w.state in ("waiting", "running") for w in self._work.values())
@@ -692,7 +768,7 @@ class Coordinator:
         if self._committing or any(self._done.values()):
             if self._fatal is None or self._store_failing_since is None:
                 return  # the last commit is on its way
-        elif self._stop is None and (not self.idle or self._replanning > 0):
+        elif self._stop is None and (not self.idle or self._held or self._asked is not None):
             return
         for id_ in list(self._workers):
             del self._workers[id_]

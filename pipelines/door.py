@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from tokenmill.schemas.errors import TokenizerError
-from tokenmill.schemas.tokenizer import Checkpoint, Decodes, Encoded, Tokenizer
+from tokenmill.schemas.tokenizer import Checkpoint, Decodes, Encoded
 from tokenmill.store.dataset import Dataset, open_store
 from tokenmill.store.decoding import StreamTokenizer
 from tokenmill.workers import registry
+from tokenmill.workers.one_off import LoadedTokenizer
 
 
 def open(
@@ -32,9 +33,9 @@ def open(
     )
 
 
-def load_tokenizer(name: str, checkpoint: str | None = None, **config: Any) -> Tokenizer:
-    """A tokenizer for one-off use. Raises TokenizerError."""
-    return registry.load(name, checkpoint, config)
+def load_tokenizer(name: str, checkpoint: str | None = None, **config: Any) -> LoadedTokenizer:
+    """A tokenizer for one-off use: `encode_samples`, `decode`. Raises TokenizerError."""
+    return LoadedTokenizer(registry.load(name, checkpoint, config))
 
 
 def _decoder(stream: StreamTokenizer) -> Callable[[Any, tuple[int, ...]], Any]:

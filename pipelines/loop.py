@@ -33,6 +33,7 @@ from tokenmill.pipelines.coordinator import (
 from tokenmill.pipelines.executors import Executor, Running
 from tokenmill.schemas.errors import StoreUnavailable
 from tokenmill.schemas.job import Limits
+from tokenmill.schemas.work import TaskResult
 from tokenmill.store.ledger import Entry, Ledger, StreamFacts
 
 # Also how soon a signal or a limit is noticed.
@@ -47,6 +48,8 @@ class Committer:
     run: str
     facts: Mapping[str, Mapping[str, StreamFacts]]  # pipeline -> stream -> facts
     run_row: Mapping[str, Any]
+    # told (pipeline, results) of what is in the ledger now
+    observers: Sequence[Callable[[str, Sequence[TaskResult]], None]] = ()
     committed: int = 0
 
     def commit(self, decision: Commit) -> list[Event]:
@@ -72,6 +75,10 @@ class Committer:
                 events.append(CommitPostponed(pipeline=decision.pipeline, why=str(error)))
                 break
             self.committed += len(outcome.committed)
+            names = set(outcome.committed)
+            mine = [r for _, r in results if (r.unit, r.stream) in names]
+            for observe in self.observers:
+                observe(decision.pipeline, mine)
             events.append(
                 Committed(
                     pipeline=decision.pipeline,
@@ -102,17 +109,35 @@ def drive(
         if asked is not None:
             events.append(asked)
         for event in events or [Tick()]:
-            pending: list[Event] = [event]
-            while pending:
-                for decision in coordinator.handle(pending.pop(0), time.monotonic()):
-                    if isinstance(decision, Finish):
-                        watch(coordinator, Running())
-                        return decision
-                    pending += _carry_out(decision, executor, committer, replan)
+            finish = turn(
+                coordinator, event, executor, committer, replan=replan, clock=time.monotonic
+            )
+            if finish is not None:
+                watch(coordinator, Running())
+                return finish
         watch(coordinator, executor.running())
         events = executor.wait(TICK_SECONDS)
         if not events and not coordinator.workers:
             time.sleep(TICK_SECONDS)  # paused with no worker left: nothing to wait on
+
+
+def turn(
+    coordinator: Coordinator,
+    event: Event,
+    executor: Executor,
+    committer: Committer,
+    *,
+    replan: Replanner,
+    clock: Callable[[], float],
+) -> Finish | None:
+    """One event and all that follows from it at once."""
+    pending: list[Event] = [event]
+    while pending:
+        for decision in coordinator.handle(pending.pop(0), clock()):
+            if isinstance(decision, Finish):
+                return decision
+            pending += _carry_out(decision, executor, committer, replan)
+    return None
 
 
 def _carry_out(

@@ -8,7 +8,7 @@ for the others: aligning them is then taking row i of each.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -89,17 +89,18 @@ def cut(
     unit_bytes: int,
     unit_inputs: int,
     splittable: Callable[[Input], bool],
+    standing: Set[Span] = frozenset(),
 ) -> Iterator[WorkUnit]:
     """Cut spans, in order, into units of about `unit_bytes` and at most `unit_inputs` inputs.
 
-    A large span of a splittable input becomes several units of nearly equal size; small ones
-    share a unit. Every byte lands in exactly one unit.
+    A large span of a splittable input becomes several units of nearly equal size, but for those in
+    `standing`; small ones share a unit. Every byte lands in exactly one unit.
     """
     pending: list[Span] = []
     size = 0
     for span in spans:
         length = span.end - span.start
-        if length > unit_bytes and splittable(span.input):
+        if length > unit_bytes and span not in standing and splittable(span.input):
             parts = -(-length // unit_bytes)
             bounds = [span.start + length * k // parts for k in range(parts + 1)]
             pieces = [Span(input=span.input, start=a, end=b) for a, b in pairwise(bounds)]
@@ -137,47 +138,65 @@ def plan(
 
     inputs: sorted by URI. recipes: stream -> today's recipe. coverage: stream -> valid cells of
     any recipe. Without `retokenize`, cells of another recipe count as covered and are reported as
-    outdated. again: stream -> units whose cells count as not covered; with it nothing else is
-    planned (`retry`).
+    outdated; with it they are replaced one by one or several at once, never in part: the ledger
+    hides a cell whole as soon as a later one touches it, and its other half would be lost to
+    readers until the run got there. again: stream -> units whose cells are replaced likewise; with
+    it nothing else is planned (`retry`).
     """
     known = {i.id: i for i in inputs}
     replaces = retokenize or again is not None
     todo: dict[str, dict[bytes, list[Interval]]] = {}
+    standing: dict[str, dict[bytes, list[Interval]]] = {}  # to be replaced
     outdated: dict[str, int] = {}
     outdated_recipes: dict[str, frozenset[str]] = {}
     for stream, recipe in recipes.items():
         covered: dict[bytes, list[Interval]] = defaultdict(list)
+        standing[stream] = defaultdict(list)
         others: set[str] = set()
         for cell in coverage.get(stream, ()):
             if cell.recipe != recipe and cell.input in known:
                 outdated[stream] = outdated.get(stream, 0) + cell.end - cell.start
                 others.add(cell.recipe)
                 if retokenize:
+                    standing[stream][cell.input].append((cell.start, cell.end))
                     continue
-            if again is None or cell.unit not in again.get(stream, ()):
-                covered[cell.input].append((cell.start, cell.end))
+            if again is not None and cell.unit in again.get(stream, ()):
+                standing[stream][cell.input].append((cell.start, cell.end))
+                continue
+            covered[cell.input].append((cell.start, cell.end))
         if others:
             outdated_recipes[stream] = frozenset(others)
         todo[stream] = _uncovered(known, covered)
-        if again is not None:
-            todo[stream] = _only(todo[stream], coverage.get(stream, ()), again.get(stream, ()))
+        if again is not None:  # new inputs wait for the next run
+            todo[stream] = {i: sorted(cells) for i, cells in standing[stream].items() if i in known}
 
-    tasks = list(_keep_cuts(pipeline, known, todo, coverage, replaces))
+    tasks = list(_keep_cuts(pipeline, known, todo, coverage, standing, replaces))
     total = sum(known[i].extent for i in set().union(*todo.values()) if i in known)
     target = unit_size(total, unit_bytes)
     # Inputs that several streams lack in the same way are cut once for all of them.
     groups: dict[tuple[str, ...], list[Span]] = defaultdict(list)
+    fixed: set[Span] = set()
     for input_ in inputs:
-        by_need: dict[tuple[Interval, ...], list[str]] = defaultdict(list)
+        by_need: dict[tuple[tuple[Interval, bool], ...], list[str]] = defaultdict(list)
         for stream in recipes:
             need = todo[stream].get(input_.id)
             if need:
-                by_need[tuple(need)].append(stream)
+                cells = standing[stream].get(input_.id, ())
+                by_need[_apart(need, cells)].append(stream)
         for need_, streams in by_need.items():
-            groups[tuple(streams)] += [Span(input=input_, start=a, end=b) for a, b in need_]
+            for (start, end), stands in need_:
+                span = Span(input=input_, start=start, end=end)
+                groups[tuple(streams)].append(span)
+                if stands:
+                    fixed.add(span)
     for streams_, spans in groups.items():
         for unit in cut(
-            pipeline, spans, unit_bytes=target, unit_inputs=unit_inputs, splittable=splittable
+            pipeline,
+            spans,
+            unit_bytes=target,
+            unit_inputs=unit_inputs,
+            splittable=splittable,
+            standing=fixed,
         ):
             tasks += [PlannedTask(unit=unit, stream=s, replaces=replaces) for s in streams_]
     return Plan(
@@ -188,6 +207,17 @@ def plan(
         outdated=outdated,
         outdated_recipes=outdated_recipes,
     )
+
+
+def _apart(
+    need: Sequence[Interval], standing: Sequence[Interval]
+) -> tuple[tuple[Interval, bool], ...]:
+    """`need` divided at the cells that stand in it, in order, with whether each piece is one."""
+    if not standing:
+        return tuple((whole, False) for whole in need)
+    pieces = [(cell, True) for cell in standing if _contains(need, cell)]
+    pieces += [(rest, False) for whole in need for rest in subtract(whole, standing)]
+    return tuple(sorted(pieces))
 
 
 def _uncovered(
@@ -207,30 +237,19 @@ def _uncovered(
     return left
 
 
-def _only(
-    todo: Mapping[bytes, Sequence[Interval]],
-    cells: Sequence[CoveredSpan],
-    units: Collection[bytes],
-) -> dict[bytes, list[Interval]]:
-    """Of `todo`, what the cells of these units cover: new inputs wait for the next run."""
-    wanted: dict[bytes, list[Interval]] = defaultdict(list)
-    for cell in cells:
-        if cell.unit in units and cell.input in todo:
-            wanted[cell.input].append((cell.start, cell.end))
-    return {input_: sorted(spans) for input_, spans in wanted.items()}
-
-
 def _keep_cuts(
     pipeline: str,
     known: Mapping[bytes, Input],
     todo: dict[str, dict[bytes, list[Interval]]],
     coverage: Mapping[str, Sequence[CoveredSpan]],
+    standing: Mapping[str, Mapping[bytes, Sequence[Interval]]],
     replaces: bool,
 ) -> Iterator[PlannedTask]:
     """Tasks over units that are already committed for some stream; taken out of `todo`.
 
-    A stream takes over a committed cut only where it lacks all of it and where all its inputs are
-    still the listed versions; anything else is cut anew and joined by sample id on reading.
+    A stream takes over a committed cut only where it lacks all of it, would replace no cell in
+    part, and where all its inputs are still the listed versions; anything else is cut anew and
+    joined by sample id on reading.
     """
     if not any(coverage.values()) or not any(todo.values()):
         return
@@ -254,7 +273,11 @@ def _keep_cuts(
         if unit.id != unit_id:
             continue
         for stream, need in todo.items():
-            if all(_contains(need.get(s.input.id, ()), (s.start, s.end)) for s in spans):
+            if all(
+                _contains(need.get(s.input.id, ()), (s.start, s.end))
+                and _whole_cells((s.start, s.end), standing[stream].get(s.input.id, ()))
+                for s in spans
+            ):
                 for s in spans:
                     rest = _without(need[s.input.id], (s.start, s.end))
                     if rest:
@@ -266,6 +289,12 @@ def _keep_cuts(
 
 def _contains(intervals: Iterable[Interval], part: Interval) -> bool:
     return any(a <= part[0] and part[1] <= b for a, b in intervals)
+
+
+def _whole_cells(span: Interval, cells: Iterable[Interval]) -> bool:
+    """Whether `span` touches none of `cells` in part."""
+    start, end = span
+    return all(b <= start or end <= a or (start <= a and b <= end) for a, b in cells)
 
 
 def _without(intervals: Iterable[Interval], part: Interval) -> list[Interval]:

@@ -11,11 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from tokenmill.pipelines.coordinator import Coordinator, Counts, Finish, NewTask
-from tokenmill.pipelines.executors import Executor
+from tokenmill.pipelines.coordinator import Coordinator, Counts, Finish, NewTask, Pool
+from tokenmill.pipelines.estimate import Compared, Estimate, compare
+from tokenmill.pipelines.executors import Executor, Running
 from tokenmill.pipelines.loop import Committer, Stops, Watcher, drive
+from tokenmill.pipelines.measure import Measuring, measure
+from tokenmill.pipelines.observing import Observing
 from tokenmill.pipelines.plan import Plan
 from tokenmill.pipelines.session import Options, Session, refuse_outdated
+from tokenmill.pipelines.tally import Bound, Tally, bound_by
 from tokenmill.schemas.job import Job
 from tokenmill.schemas.tokenizer import WorkerFacts
 from tokenmill.store.lease import Lease, this_process
@@ -37,14 +41,22 @@ class Report:
     counts: Counts = field(default_factory=Counts)
     start_seconds: float = 0.0  # until the first task could go out
     work_seconds: float = 0.0
+    tally: Tally = field(default_factory=Tally)
+    bound: Bound = field(default_factory=lambda: Bound(by=""))
+    estimate: Estimate | None = None  # of a dry run that measured
+    # stream -> what an earlier estimate said beside what came out
+    compared: Mapping[Pool, Sequence[Compared]] = field(default_factory=dict)
 
     @property
     def nothing_new(self) -> bool:
         return not any(p.tasks for p in self.plans.values())
 
 
-def dry_run(job: Job, options: Options) -> tuple[Report, Mapping[str, WorkerFacts]]:
-    """What `run` would do; writes nothing."""
+def dry_run(
+    job: Job, options: Options, *, measure_seconds: float | None = None, say: Say = print
+) -> tuple[Report, Mapping[str, WorkerFacts]]:
+    """What `run` would do; writes nothing. measure_seconds: encode a sample for about so long a
+    stream, and estimate."""
     session = Session(job, options)
     with ExitStack() as stack:
         executor = session.executor()
@@ -58,7 +70,11 @@ def dry_run(job: Job, options: Options) -> tuple[Report, Mapping[str, WorkerFact
         facts = {f"{p}/{s}": f for (p, s), f in session.facts.items()}
         if ledger is not None and not options.retokenize:
             refuse_outdated(plans, session, ledger)
-        return report, facts
+    # after the probe's workers are gone: they would share its CPUs
+    if measure_seconds is not None:
+        what = Measuring(job=job, plans=report.plans, sources=session.sources, facts=session.facts)
+        report.estimate = measure(what, seconds=measure_seconds, say=say)
+    return report, facts
 
 
 def run(job: Job, options: Options, *, watch: Watcher, say: Say) -> Report:
@@ -97,13 +113,39 @@ def run(job: Job, options: Options, *, watch: Watcher, say: Say) -> Report:
         for worker, pool in session.kept.items():
             coordinator.adopt(worker, pool)
         report.start_seconds = time.monotonic() - began
+        observing = Observing(
+            job=job.name, run=run_id, leases=leases, log=options.log, on_ray=executor.name == "ray"
+        )
         stops.begin(job.limits, lost=lambda: any(x.lost for x in leases), gpus=executor.gpus)
-        finish = _drive(session, executor, coordinator, ledger, report, stops, watch, say)
+        finish = _drive(
+            session, executor, coordinator, ledger, report, stops, watch, say, observing
+        )
         report.counts = coordinator.counts
         report.work_seconds = time.monotonic() - began - report.start_seconds
         _judge(job, report, finish)
+        report.tally = observing.tally
+        report.bound = bound_by(
+            observing.tally,
+            listing=session.listing_seconds,
+            starting=report.start_seconds,
+            working=report.work_seconds,
+        )
+        report.compared = _compared(options.estimate, session, observing.tally)
+        observing.ended(report.exit_code, report.why, coordinator)
         _finish_runs(ledger, report)
     return report
+
+
+def _compared(
+    said: Estimate | None, session: Session, tally: Tally
+) -> Mapping[Pool, Sequence[Compared]]:
+    found: dict[Pool, Sequence[Compared]] = {}
+    for pool, done in tally.streams.items():
+        one = said.of(*pool, session.facts[pool].identity.recipe) if said else None
+        if one is not None:
+            came = {"tokens": done.tokens, "stored": done.stored, "samples": done.samples}
+            found[pool] = compare(one, read=done.covered, came=came)
+    return found
 
 
 def _leases(session: Session, run_id: str) -> list[Lease]:
@@ -123,6 +165,7 @@ def _drive(
     stops: Stops,
     watch: Watcher,
     say: Say,
+    observing: Observing,
 ) -> Finish:
     facts: dict[str, dict[str, StreamFacts]] = defaultdict(dict)
     for (pipeline, stream), found in session.facts.items():
@@ -149,8 +192,14 @@ def _drive(
             "host": socket.gethostname(),
             "job_json": json.dumps(session.job_without_secrets(), sort_keys=True),
         },
+        observers=(observing.committed,),
     )
-    return drive(coordinator, executor, committer, replan=replan, watch=watch, stops=stops)
+
+    def watch_all(coordinator: Coordinator, running: Running) -> None:
+        watch(coordinator, running)
+        observing.watch(coordinator, running)
+
+    return drive(coordinator, executor, committer, replan=replan, watch=watch_all, stops=stops)
 
 
 def _judge(job: Job, report: Report, finish: Finish) -> None:
@@ -177,6 +226,11 @@ def _finish_runs(ledger: Ledger, report: Report) -> None:
         "quarantined": report.counts.quarantined,
         "absent": report.counts.absent,
         "seconds": round(report.start_seconds + report.work_seconds, 3),
+        "bound_by": report.bound.by,
+        "estimate_off": {
+            f"{pipeline}/{stream}": {each.what: round(each.off, 4) for each in compared}
+            for (pipeline, stream), compared in report.compared.items()
+        },
     }
     for pipeline in report.plans:
         ledger.finish_run(pipeline, report.run, state, summary)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from tokenmill.pipelines.coordinator import (
     WorkerLost,
     WorkerReady,
 )
+from tokenmill.pipelines.estimate import Estimate
 from tokenmill.pipelines.executors import Executor, LocalExecutor
 from tokenmill.pipelines.plan import CoveredSpan, Plan, plan
 from tokenmill.schemas.errors import JobError, StoreError
@@ -43,6 +45,8 @@ class Options:
     workers: int | None = None
     retokenize: bool = False
     lease: bool = True
+    log: str | None = None
+    estimate: Estimate | None = None  # what `plan --measure` said, to be compared with
     retry: str | None = None  # SQL over the quarantine view: only the units that it names
 
 
@@ -103,6 +107,7 @@ class Session:
         self.kept: dict[int, Pool] = {}
         self._again: dict[str, dict[str, set[bytes]]] | None = None
         self.forgotten: dict[str, Mapping[bytes, frozenset[bytes]]] = {}
+        self.listing_seconds = 0.0
 
     def existing_ledger(self) -> Ledger | None:
         """The store's ledger, or None where there is no store yet (a dry run creates none)."""
@@ -187,8 +192,10 @@ class Session:
                         pass
 
     def list(self) -> None:
+        began = time.monotonic()
         for name, source in self.sources.items():
             self.inputs[name] = list(source.list())
+        self.listing_seconds = time.monotonic() - began
 
     def check_fields(self) -> None:
         """A field that no input has is the job's mistake, not every sample's."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from tokenmill.pipelines.estimate import Compared, Estimate, Quantity, spoken
 from tokenmill.pipelines.run import Report
 from tokenmill.pipelines.tables import human_bytes
 from tokenmill.schemas.tokenizer import WorkerFacts
@@ -44,6 +45,11 @@ def show_run(report: Report, job: str, *, verb: str = "run") -> None:
     ):
         table.add_row(name, value)
     console.print(table)
+    if report.bound.by:
+        console.print(f"  bounded by       {report.bound}", soft_wrap=True, markup=False)
+    for (pipeline, stream), compared in report.compared.items():
+        console.print(f"  estimate         {pipeline}/{stream}: {_beside(compared)}",
+                      soft_wrap=True, markup=False)  # fmt: skip
     # outside the table: a path must be whole to be pasted
     console.print(f"  store            {report.store}", soft_wrap=True)
     if report.exit_code:
@@ -62,6 +68,44 @@ def show_run(report: Report, job: str, *, verb: str = "run") -> None:
         f"{_tool()} verify {store}",
     ):
         console.print(f"  {line}", soft_wrap=True, markup=False)
+
+
+def _beside(compared: Sequence[Compared]) -> str:
+    """`tokens 1.2 M ± 4 %, came out 1.25 M (+3.1 %)`."""
+    parts = []
+    for each in compared:
+        within = {True: "", False: ", outside", None: ""}[each.within]
+        name = {"stored": "bytes"}.get(each.what, each.what)
+        parts.append(
+            f"{name} {spoken(each.said)}, came out {spoken(Quantity(value=each.came, error=0.0))} "
+            f"({each.off:+.1%}{within})"
+        )
+    return "; ".join(parts)
+
+
+def show_estimate(estimate: Estimate, *, gpu_price: float, cpu_price: float) -> None:
+    """Tokens, bytes, hours and cost with their uncertainty, a line for each stream."""
+    console = Console(file=sys.stdout, highlight=False)
+    console.print(f"\nestimate, measured on {estimate.host}; ± is half a 95 % interval:")
+    for each in estimate.streams:
+        facts = {
+            "samples": spoken(each.samples),
+            "tokens": spoken(each.tokens),
+            "bytes to write": spoken(each.stored, "B"),
+            "worker-hours": spoken(each.worker_seconds.scaled(1 / 3600)),
+        }
+        if each.quarantined.value:
+            facts["quarantined"] = spoken(each.quarantined)
+        if each.gpus_per_worker:
+            facts["GPU-hours"] = spoken(each.gpu_hours)
+        facts["CPU-hours"] = spoken(each.cpu_hours)
+        if gpu_price or cpu_price:
+            facts["cost"] = spoken(each.cost(gpu_price, cpu_price))
+        share = each.measured_bytes / each.to_read if each.to_read else 1.0
+        seen = f"{each.measured_units} units, {share:.2g} of the bytes"
+        console.print(f"  {each.pipeline}/{each.stream} ({seen})", markup=False)
+        for name, text in facts.items():
+            console.print(f"    {name:<15} {text}", soft_wrap=True, markup=False)
 
 
 def _ending(report: Report) -> str:

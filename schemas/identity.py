@@ -69,6 +69,11 @@ def sample_ids(uri: str) -> Callable[[str], bytes]:
     return sample_id
 
 
+def clip_id(sample: bytes, span: str) -> bytes:
+    """Identity of a clip or segment ("start/end") of the sample with the 16-byte id `sample`."""
+    return _id(b"tm-clip", sample, span)
+
+
 def unit_id(pipeline: str, cells: Iterable[tuple[bytes, int, int]]) -> bytes:
     """Identity of a cut: the pipeline and the ordered (input id, span start, span end)."""
     digest = hashlib.blake2b(digest_size=ID_BYTES, person=b"tm-unit")

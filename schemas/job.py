@@ -26,6 +26,37 @@ class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
+class Clips(_Model):
+    """Cuts every video of a source into clips: each is a sample, for all streams alike.
+
+    The clips of a source have the fields `video` (frames) and `audio` (the sound of the same span,
+    absent where the file has none), and all other fields of the sample that they are cut from.
+    """
+
+    field: str
+    """The source's field that holds the video file."""
+    frames: int = Field(default=17, ge=1)
+    """Frames of a clip, after resampling."""
+    stride: int | None = Field(default=None, ge=1)
+    """Frames from the beginning of one clip to that of the next; left out: `frames`."""
+    fps: float | None = Field(default=None, gt=0, le=1000)
+    """Frames per second, each the one shown then; left out: all frames as they are."""
+    size: int | tuple[int, int] | None = None
+    """Height and width (or one number) that frames are brought to; left out: as they are."""
+    fit: Literal["crop", "pad", "stretch"] = "crop"
+    """crop: the shorter side is scaled, then the centre cut out; pad: all of it, on black."""
+    bounds: Literal["fixed", "keyframe", "scene"] = "fixed"
+    """keyframe, scene: cutting begins anew at each, so that no clip crosses one."""
+    scene_threshold: float = Field(default=0.4, gt=0, le=1)
+    """How unlike two frames' brightness and colour must be to be of two scenes (0 to 1)."""
+    tail: Literal["drop", "keep"] = "drop"
+    """What becomes of a last clip with fewer frames."""
+    max_clips: int | None = Field(default=None, ge=1)
+    """At most so many clips of one video."""
+    reader: Literal["auto", "decord", "pyav"] = "auto"
+    """Which library decodes."""
+
+
 class Source(_Model):
     """Where samples come from."""
 
@@ -45,6 +76,8 @@ class Source(_Model):
     """For folders: only relative paths that match one of these globs (`**/*.py`)."""
     exclude: list[str] = []
     """Relative paths that match one of these globs are left out."""
+    clips: Clips | None = None
+    """Cut videos into clips; one file becomes many samples, with keys that name their seconds."""
     max_sample_bytes: int = Field(default=64 * MIB, ge=1)
     """A larger sample is quarantined as `too-large` without being held in memory."""
     unit_bytes: int = Field(default=64 * MIB, ge=1)
@@ -76,8 +109,9 @@ class Stream(_Model):
     """The tokenizer's own settings; part of the recipe."""
     required: bool = False
     """A sample without the field is quarantined (true) or `absent` (false)."""
-    encoding: Literal["auto", "plain", "zstd"] = "auto"
-    """How ids lie in shards; auto measures the first block."""
+    encoding: Literal["auto", "plain", "zstd", "packed"] = "auto"
+    """How ids lie in shards; auto measures the first block, once per recipe. packed: as many bits
+    per id as the codebook needs."""
     runtime_env: dict[str, Any] = {}
     """Ray runtime environment of this stream's workers."""
 
@@ -269,6 +303,7 @@ def _keys_at(path: list[str]) -> list[str]:
     steps = {
         ("pipelines",): Pipeline,
         ("source",): Source,
+        ("clips",): Clips,
         ("streams",): Stream,
         ("resources",): Resources,
         ("workers",): Workers,

@@ -47,6 +47,7 @@ class OutputSpec:
     ordered: bool = True  # False for a set
     continuous: bool = False
     prefix_cut: bool = False  # a reader may cut the sequence anywhere
+    pads: bool = False  # media are padded to a length that fits: encodings say `media_valid`
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,6 +132,8 @@ class Window:
     cost: what the batch budget counts (frames x height x width, samples of audio, characters).
     bucket: windows of one batch share it (usually the array shape).
     valid: length along the first axis that is not padding.
+    carry: for models that go on where a sample's window before left off: that window's
+        `Piece.carry`. None at index 0, and where that window stands right before in the batch.
     """
 
     arrays: Mapping[str, Any]
@@ -141,27 +144,36 @@ class Window:
     cost: int = 1
     bucket: tuple[Any, ...] = ()
     meta: Mapping[str, Any] = field(default_factory=dict)
+    carry: Any = None  # never crosses from a child
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Piece:
-    """What `encode` made of one window: output name -> ids of that window (any shape)."""
+    """What `encode` made of one window: output name -> ids of that window (any shape).
+
+    carry: whatever the sample's next window needs of this one (device tensors, say); it is handed
+    over in order and dropped with the sample, so a tokenizer object holds no sample's state.
+    """
 
     ids: Mapping[str, NDArray[Any]]
     index: int = 0
     meta: Mapping[str, Any] = field(default_factory=dict)
+    carry: Any = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Encoded:
     """One stream of one sample. `ids` is C-ordered and flattened; `shape` gives it back its axes.
 
+    n_valid: how much of the first axis is not padding; media_valid: how many frames or samples of
+    the media that were (those that decoding should give back), where padding could hide it.
     scales: lengths of consecutive runs of `ids` (multi-scale), segments: named boundaries.
     """
 
     ids: NDArray[Any]
     shape: tuple[int, ...]
     n_valid: int | None = None
+    media_valid: int | None = None
     scales: tuple[int, ...] = ()
     segments: tuple[int, ...] = ()
 

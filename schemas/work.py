@@ -165,6 +165,9 @@ class TaskStats:
     wait: float = 0.0
     wall: float = 0.0
     bytes_read: int = 0
+    batches: int = 0  # of windows; a text tokenizer has none
+    filled: float = 0.0  # sum over these of the share of the budget that they used
+    gpu_bytes: int = 0  # the worker's peak so far
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

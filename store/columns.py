@@ -1,8 +1,9 @@
 """Rows of tokens to Arrow and back: flat buffers all the way, no object per sample.
 
 A shard's columns: id fixed_size_binary(16), key string, source dictionary<int32, string>,
-verdict uint8, ids list<uintN> (null where there are no tokens), and where they are given: span
-string, shape list<int32>, n_valid int32.
+verdict uint8, ids list<uintN> or packed bits (null where there are no tokens), and where they are
+given: span string, shape list<int32>, n_valid int32, media_valid int64. Continuous latents are
+`ids` of floats.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from numpy.typing import NDArray
 
 from tokenmill.schemas.identity import ID_BYTES
 from tokenmill.schemas.shard import TokenRows, Verdict
+from tokenmill.store import packed
 
-# What `ids` may hold; bfloat16 and packed bits need an Arrow extension type, which is to come.
+# What `ids` may hold; bfloat16 needs an Arrow extension type, which is to come.
 DTYPES = ("uint8", "uint16", "uint32", "uint64", "float16", "float32")
 MAX_OFFSET = 2**31 - 1  # list offsets are int32 per batch
 ROW_BYTES = 40  # id, verdict, offsets, source index, a little more: for the size of a batch
@@ -27,12 +29,14 @@ ROW_BYTES = 40  # id, verdict, offsets, source index, a little more: for the siz
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layout:
-    """Which columns a shard file has; `dtype` is that of `ids`."""
+    """Which columns a shard file has; `dtype` is that of `ids`, `bits` their width if packed."""
 
     dtype: str
     span: bool
     shape: bool
     n_valid: bool
+    media_valid: bool = False
+    bits: int | None = None
 
     @classmethod
     def of(cls, rows: TokenRows, dtype: str) -> Layout:
@@ -41,6 +45,7 @@ class Layout:
             span=rows.spans is not None,
             shape=rows.shapes is not None,
             n_valid=rows.n_valid is not None,
+            media_valid=rows.media_valid is not None,
         )
 
     def schema(self, metadata: dict[bytes, bytes]) -> pa.Schema:
@@ -49,12 +54,18 @@ class Layout:
             pa.field("key", pa.string(), nullable=False),
             pa.field("source", pa.dictionary(pa.int32(), pa.string()), nullable=False),
             pa.field("verdict", pa.uint8(), nullable=False),
-            pa.field("ids", pa.list_(pa.from_numpy_dtype(np.dtype(self.dtype)))),
+            self._ids(),
         ]
         fields += [pa.field("span", pa.string())] if self.span else []
         fields += [pa.field("shape", pa.list_(pa.int32()))] if self.shape else []
         fields += [pa.field("n_valid", pa.int32())] if self.n_valid else []
+        fields += [pa.field("media_valid", pa.int64())] if self.media_valid else []
         return pa.schema(fields, metadata=metadata)
+
+    def _ids(self) -> pa.Field:
+        if self.bits is not None:
+            return packed.field(self.bits, self.dtype)
+        return pa.field("ids", pa.list_(pa.from_numpy_dtype(np.dtype(self.dtype))))
 
 
 def checked(rows: TokenRows, dtype: str) -> TokenRows:
@@ -63,7 +74,8 @@ def checked(rows: TokenRows, dtype: str) -> TokenRows:
     Raises ValueError where columns disagree or an id does not fit: a fault of the caller's.
     """
     n = rows.n
-    per_row = (rows.keys, rows.sources, rows.lengths, rows.spans, rows.shapes, rows.n_valid)
+    optional = (rows.spans, rows.shapes, rows.n_valid, rows.media_valid)
+    per_row = (rows.keys, rows.sources, rows.lengths, *optional)
     if len(rows.ids) != n * ID_BYTES or any(c is not None and len(c) != n for c in per_row):
         raise ValueError(f"columns of unequal length: {n} verdicts, {len(rows.ids)} bytes of ids")
     lengths = np.asarray(rows.lengths, dtype=np.int64)
@@ -185,6 +197,7 @@ def _slice(rows: TokenRows, start: int, stop: int, ends: NDArray[np.int64]) -> T
         shapes=None if rows.shapes is None else rows.shapes[at],
         spans=None if rows.spans is None else rows.spans[at],
         n_valid=None if rows.n_valid is None else rows.n_valid[at],
+        media_valid=None if rows.media_valid is None else rows.media_valid[at],
     )
 
 
@@ -199,6 +212,7 @@ def _joined(parts: Sequence[TokenRows]) -> TokenRows:
         shapes=_concatenated([p.shapes for p in parts]),
         spans=_chained([p.spans for p in parts]),
         n_valid=_concatenated([p.n_valid for p in parts]),
+        media_valid=_concatenated([p.media_valid for p in parts]),
     )
 
 
@@ -251,8 +265,12 @@ def texts(values: Sequence[str | None]) -> pa.Array:
 
 
 def to_batch(rows: TokenRows, schema: pa.Schema, names: SourceNames) -> pa.RecordBatch:
-    """One record batch of `schema` (see Layout). Null ids, shape, n_valid without tokens."""
+    """One record batch of `schema` (see Layout). Null ids, shape, n_valid without tokens.
+
+    Raises ValueError where an id is too large for packed bits.
+    """
     present = rows.verdicts == Verdict.TOKENS
+    bits = packed.bits_of(schema.field("ids"))
     columns = {
         "id": pa.FixedSizeBinaryArray.from_buffers(
             pa.binary(ID_BYTES), rows.n, [None, pa.py_buffer(rows.ids)]
@@ -260,7 +278,9 @@ def to_batch(rows: TokenRows, schema: pa.Schema, names: SourceNames) -> pa.Recor
         "key": texts(rows.keys),
         "source": names.encode(rows.sources),
         "verdict": pa.array(rows.verdicts, pa.uint8()),
-        "ids": _lists(rows.lengths, pa.array(rows.values), present),
+        "ids": _lists(rows.lengths, pa.array(rows.values), present)
+        if bits is None
+        else packed.lists(rows.lengths, rows.values, present, bits),
     }
     if "span" in schema.names:
         columns["span"] = texts(rows.spans if rows.spans is not None else [None] * rows.n)
@@ -270,6 +290,8 @@ def to_batch(rows: TokenRows, schema: pa.Schema, names: SourceNames) -> pa.Recor
         columns["shape"] = _lists(present * np.int64(shapes.shape[1]), flat, present)
     if rows.n_valid is not None:
         columns["n_valid"] = pa.array(rows.n_valid, pa.int32(), mask=~present)
+    if rows.media_valid is not None:
+        columns["media_valid"] = pa.array(rows.media_valid, pa.int64(), mask=~present)
     return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
 
 

@@ -132,6 +132,8 @@ class Rivals:
                     continue
                 if rival.recipe == recipe or not entry.replaces:
                     return f"another run committed cells of {uri}"
+                if rival.start < start or end < rival.end:
+                    return f"another run committed cells of {uri} that this would hide in part"
             for version, seq in self.versions.get((stream, place), {}).items():
                 if seq > planned_seq and version != input_:
                     return f"another run committed another version of {uri}"

@@ -1,15 +1,17 @@
-"""Snapshots as Parquet files or webdataset tars, for tools that know no shards of ours.
+"""Snapshots in other people's formats, for tools that know no shards of ours.
 
-An export is whole or visibly unfinished: its files are written first, under names that depend on
-content order alone, and `_SUCCESS` (JSON: what it is an export of, and its files) last.
+An export is whole or visibly unfinished: `_UNFINISHED` is there first, then its files under names
+that depend on content order alone (those that name the others come after them), then `_SUCCESS`
+(JSON: what it is an export of, and its files), and `_UNFINISHED` goes.
 """
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,17 +20,42 @@ from typing import Any
 from tokenmill.schemas.errors import JobError, StoreError
 from tokenmill.store.access import Access
 from tokenmill.store.dataset import Dataset
-from tokenmill.store.export_parquet import write_parquet
-from tokenmill.store.export_webdataset import write_webdataset
-from tokenmill.store.placing import Written
+from tokenmill.store.export_chunks import litdata_names, mds_names, write_litdata, write_mds
+from tokenmill.store.export_facts import lineage
+from tokenmill.store.export_hf import hf_names, write_hf
+from tokenmill.store.export_megatron import megatron_names, write_megatron
+from tokenmill.store.export_parquet import parquet_names, write_parquet
+from tokenmill.store.export_webdataset import webdataset_names, write_webdataset
+from tokenmill.store.placing import Place, Written
 
 DONE = "_SUCCESS"
+UNFINISHED = "_UNFINISHED"
 FILE_BYTES = 512 << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class _Format:
+    """write: (dataset, scratch folder, place, bytes of a file) -> notes. names: patterns (fnmatch)
+    of every file that it may place, so that what a killed export left can be told."""
+
+    write: Callable[[Dataset, Path, Place, int], tuple[str, ...]]
+    names: Callable[[Dataset], tuple[str, ...]]
+
+
+FORMATS: Mapping[str, _Format] = {
+    "parquet": _Format(write=write_parquet, names=parquet_names),
+    "webdataset": _Format(write=write_webdataset, names=webdataset_names),
+    "hf": _Format(write=write_hf, names=hf_names),
+    "mds": _Format(write=write_mds, names=mds_names),
+    "litdata": _Format(write=write_litdata, names=litdata_names),
+    "megatron": _Format(write=write_megatron, names=megatron_names),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Exported:
-    """What an export wrote. `notes`: what could not be done as asked, and what was done instead."""
+    """What an export wrote. rows: samples; for megatron documents, of all streams together.
+    notes: what could not be done as asked, and what was done instead."""
 
     uri: str
     format: str
@@ -51,17 +78,18 @@ def export(
 ) -> Exported:
     """Write the samples of `dataset` under the folder or prefix `out`.
 
-    Memory: a row group or one sample at a time; scratch disk: one file of about `file_bytes`.
+    Memory: a row group, a chunk or one sample at a time; scratch disk: one file of about
+    `file_bytes` (megatron: one per stream).
     force: go on where `out` is not empty; files of an earlier export there are removed, other
     people's are left alone. Raises JobError for an unknown format or a target that is not empty,
     SpaceMismatch, StoreError.
     """
-    writers = {"parquet": write_parquet, "webdataset": write_webdataset}
-    if to not in writers:
-        raise JobError(f"no export format {to!r}", remedy=f"one of {', '.join(sorted(writers))}")
+    if to not in FORMATS:
+        raise JobError(f"no export format {to!r}", remedy=f"one of {', '.join(FORMATS)}")
     target = Access(out)
     dataset.check_spaces()  # refuses mixed spaces before anything of the target is touched
     _clear(target, force)
+    _begin(target, to, dataset)
     files: list[dict[str, Any]] = []
 
     def place(path: Path, name: str, held: Written) -> None:
@@ -71,9 +99,9 @@ def export(
         files.append({"path": name, "rows": held[0], "tokens": held[1], "bytes": size})
 
     with _scratch(scratch) as folder:
-        notes = writers[to](dataset, folder, place, file_bytes)
+        notes = FORMATS[to].write(dataset, folder, place, file_bytes)
     report = _report(dataset, to, target, files, notes)
-    _finish(target, report, files)
+    _finish(target, report, lineage(dataset), files)
     return report
 
 
@@ -92,22 +120,40 @@ def _report(
     )
 
 
-def _finish(target: Access, report: Exported, files: list[dict[str, Any]]) -> None:
+def _begin(target: Access, to: str, dataset: Dataset) -> None:
+    about = {
+        "tokenmill_export": 1,
+        "format": to,
+        "snapshot": dataset.snapshot,
+        "names": FORMATS[to].names(dataset),
+    }
+    if not target.create(UNFINISHED, json.dumps(about, indent=1, sort_keys=True).encode()):
+        raise _not_alone(target, UNFINISHED)
+
+
+def _not_alone(target: Access, name: str) -> StoreError:
+    return StoreError(
+        "another export is at work in the same place",
+        where=target.full(name),
+        remedy="give each export a target of its own",
+    )
+
+
+def _finish(
+    target: Access, report: Exported, facts: dict[str, Any], files: list[dict[str, Any]]
+) -> None:
     manifest = {
         "tokenmill_export": 1,
         "format": report.format,
-        "snapshot": report.snapshot,
+        **facts,
         "rows": report.rows,
         "tokens": report.tokens,
         "files": files,
         "notes": report.notes,
     }
     if not target.create(DONE, json.dumps(manifest, indent=1, sort_keys=True).encode()):
-        raise StoreError(
-            "another export finished in the same place meanwhile",
-            where=target.full(DONE),
-            remedy="give each export a target of its own",
-        )
+        raise _not_alone(target, DONE)
+    target.delete([UNFINISHED])
 
 
 def _clear(target: Access, force: bool) -> None:
@@ -122,15 +168,24 @@ def _clear(target: Access, force: bool) -> None:
             remedy="choose another target, or --force: an earlier export there is replaced and "
             "other files stay",
         )
-    try:
-        earlier = json.loads(target.read(DONE))
-    except FileNotFoundError:
-        return
-    except ValueError:
-        earlier = {}
+    earlier, unfinished = _about(target, DONE), _about(target, UNFINISHED)
     target.delete([DONE])  # first: a half-replaced export must not look whole
-    if isinstance(earlier, Mapping) and earlier.get("tokenmill_export") == 1:
-        target.delete([f["path"] for f in earlier["files"]])
+    # then what names the other files: no library opens the rest without it
+    target.delete([f["path"] for f in reversed(earlier.get("files", ()))])
+    names = unfinished.get("names", ())
+    left = [f.path for f in target.list("") if any(fnmatch.fnmatchcase(f.path, n) for n in names)]
+    target.delete([path for path in left if "/" not in path])
+    target.delete([UNFINISHED])
+
+
+def _about(target: Access, name: str) -> Mapping[str, Any]:
+    """What one of our markers says; {} where it is not there or not ours."""
+    try:
+        about = json.loads(target.read(name))
+    except (FileNotFoundError, ValueError):
+        return {}
+    ours = isinstance(about, Mapping) and about.get("tokenmill_export") == 1
+    return about if ours else {}
 
 
 @contextmanager

@@ -7,7 +7,6 @@ Measured against plain integers with zstd on grids of image, video and audio cod
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,24 +14,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tokenmill.schemas.errors import JobError
 from tokenmill.store.dataset import Dataset, StreamType
 from tokenmill.store.placing import Place
-from tokenmill.store.rows import Batch, Column
+from tokenmill.store.sample_tables import column_name, samples_record, samples_schema
 
 ROW_GROUP_TOKENS = 256 << 10
 # Samples without tokens, or of very few, must not make a row group endless.
 ROW_GROUP_ROWS = 64 << 10
-_OWN = ("id", "key", "source", "pipeline")
+
+
+def parquet_names(dataset: Dataset) -> tuple[str, ...]:
+    return (f"data-{'[0-9]' * 5}.parquet",)
 
 
 def write_parquet(
     dataset: Dataset, scratch: Path, place: Place, file_bytes: int
 ) -> tuple[str, ...]:
-    """Columns id, key, source, pipeline; per stream its ids as a list (null: no tokens) and, where
-    shapes vary, `<stream>.shape`. A stream called like one of ours becomes `<stream>.ids`."""
+    """Columns as in sample_tables.py."""
     types = dataset.stream_types()
-    schema = _schema(dataset, types)
+    schema = samples_schema(dataset, types)
     split, notes = _split_columns(types)
     files = _Files(schema, split, scratch, place, file_bytes)
     try:
@@ -94,42 +94,12 @@ class _Files:
         return self._scratch / f"{self._count:05d}.parquet"
 
 
-def _schema(dataset: Dataset, types: dict[str, StreamType]) -> pa.Schema:
-    fields = [
-        pa.field("id", pa.binary(16)),
-        pa.field("key", pa.string()),
-        pa.field("source", pa.string()),
-        pa.field("pipeline", pa.string()),
-    ]
-    for stream, kind in types.items():
-        fields.append(pa.field(_name(stream), pa.list_(pa.from_numpy_dtype(kind.dtype))))
-        if kind.shaped:
-            fields.append(pa.field(f"{stream}.shape", pa.list_(pa.int32())))
-    names = [field.name for field in fields]
-    if len(set(names)) != len(names):
-        raise JobError(
-            "two columns of the export would have one name",
-            why=f"the columns are {', '.join(names)}",
-            remedy="export the streams one by one (--stream)",
-        )
-    facts = {
-        "snapshot": dataset.snapshot,
-        "spaces": {s: list(v) for s, v in dataset.spaces.items()},
-        "recipes": {s: list(v) for s, v in dataset.recipes.items()},
-    }
-    return pa.schema(fields, metadata={"tokenmill": json.dumps(facts, sort_keys=True)})
-
-
-def _name(stream: str) -> str:
-    return f"{stream}.ids" if stream in _OWN else stream
-
-
 def _split_columns(types: dict[str, StreamType]) -> tuple[list[str], tuple[str, ...]]:
     """Which columns this pyarrow can split into byte streams, and a note on the others."""
     columns, notes = [], []
     for stream, kind in types.items():
         if _can_split(kind.dtype):
-            columns.append(f"{_name(stream)}.list.element")
+            columns.append(f"{column_name(stream)}.list.element")
         else:
             notes.append(f"{stream}: no BYTE_STREAM_SPLIT for {kind.dtype} here; zstd alone")
     return columns, tuple(notes)
@@ -153,7 +123,7 @@ def _row_groups(
     pending: list[pa.RecordBatch] = []
     rows = tokens = 0
     for batch in dataset.batches():
-        record = _record(batch, types, schema)
+        record = samples_record(batch, types, schema)
         per_row = np.zeros(len(batch), np.int64)
         for column in batch.columns.values():
             per_row += column.lengths
@@ -171,37 +141,3 @@ def _row_groups(
                 pending, rows, tokens = [], 0, 0
     if pending:
         yield pa.Table.from_batches(pending, schema), tokens
-
-
-def _record(batch: Batch, types: dict[str, StreamType], schema: pa.Schema) -> pa.RecordBatch:
-    n = len(batch)
-    arrays = [
-        pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), n, [None, pa.py_buffer(batch.ids)]),
-        pa.array(batch.keys, pa.string()),
-        pa.array(batch.sources, pa.string()),
-        pa.repeat(pa.scalar(batch.pipeline), n),
-    ]
-    for stream, kind in types.items():
-        column = batch.columns.get(stream)
-        arrays.append(_lists(column, kind, n))
-        if kind.shaped:
-            arrays.append(_shapes(column, n))
-    return pa.record_batch(arrays, schema=schema)
-
-
-def _lists(column: Column | None, kind: StreamType, n: int) -> pa.Array:
-    element = pa.from_numpy_dtype(kind.dtype)
-    if column is None:
-        return pa.nulls(n, pa.list_(element))
-    values = pa.array(column.values.astype(kind.dtype, copy=False))
-    offsets = pa.array(column.offsets.astype(np.int32))
-    return pa.ListArray.from_arrays(offsets, values, mask=pa.array(column.verdicts != 0))
-
-
-def _shapes(column: Column | None, n: int) -> pa.Array:
-    if column is None or column.shapes is None:
-        return pa.nulls(n, pa.list_(pa.int32()))
-    ndim = column.shapes.shape[1]
-    offsets = pa.array(np.arange(n + 1, dtype=np.int32) * ndim)
-    values = pa.array(np.ascontiguousarray(column.shapes).ravel())
-    return pa.ListArray.from_arrays(offsets, values, mask=pa.array(column.verdicts != 0))

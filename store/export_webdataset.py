@@ -17,8 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenmill.store.dataset import Dataset
+from tokenmill.store.export_facts import sample_facts
 from tokenmill.store.placing import Place
 from tokenmill.store.rows import Row
+
+
+def webdataset_names(dataset: Dataset) -> tuple[str, ...]:
+    return tuple(f"{pipeline}-{'[0-9]' * 6}.tar" for pipeline in dataset.pipelines)
 
 
 def write_webdataset(
@@ -61,7 +66,7 @@ class _Tars:
             if ids is not None and shape is not None:
                 _add(self._tar, f"{name}.{stream}.npy", _npy(ids.reshape(shape)))
                 self._tokens += ids.size
-        _add(self._tar, f"{name}.json", _meta(row, streams))
+        _add(self._tar, f"{name}.json", _json(sample_facts(row, streams)))
         self._rows += 1
 
     def finish(self) -> None:
@@ -98,13 +103,5 @@ def _npy(array: NDArray[Any]) -> bytes:
     return out.getvalue()
 
 
-def _meta(row: Row, streams: list[str]) -> bytes:
-    verdicts = {s: v.name.lower() if (v := row.verdict(s)) is not None else None for s in streams}
-    meta = {
-        "key": row.key,
-        "source": row.source,
-        "pipeline": row.pipeline,
-        "verdicts": verdicts,
-        **({"span": row.span} if row.span is not None else {}),
-    }
-    return json.dumps(meta, ensure_ascii=False, sort_keys=True).encode("utf-8", "surrogateescape")
+def _json(facts: dict[str, Any]) -> bytes:
+    return json.dumps(facts, ensure_ascii=False, sort_keys=True).encode("utf-8", "surrogateescape")

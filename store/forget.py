@@ -360,7 +360,9 @@ def _rewritten(
 def _without(batch: pa.RecordBatch, gone: NDArray[np.bool_], axes: int) -> TokenRows:
     found = from_batch(batch)
     tokens = found.verdicts == Verdict.TOKENS
-    optional = {n: batch.column(n) for n in ("span", "n_valid") if n in batch.schema.names}
+    optional = {
+        n: batch.column(n) for n in ("span", "n_valid", "media_valid") if n in batch.schema.names
+    }
     shapes = None
     if found.shapes is not None:
         shapes = np.zeros((found.n, axes), np.int32)
@@ -369,7 +371,7 @@ def _without(batch: pa.RecordBatch, gone: NDArray[np.bool_], axes: int) -> Token
     keys = batch.column("key").to_pylist()
     for at in np.flatnonzero(gone).tolist():
         keys[at] = ""
-    n_valid = optional.get("n_valid")
+    n_valid, media_valid = optional.get("n_valid"), optional.get("media_valid")
     return TokenRows(
         ids=found.ids,
         keys=keys,
@@ -380,6 +382,9 @@ def _without(batch: pa.RecordBatch, gone: NDArray[np.bool_], axes: int) -> Token
         shapes=shapes,
         spans=optional["span"].to_pylist() if "span" in optional else None,
         n_valid=None if n_valid is None else np.asarray(n_valid.fill_null(0), np.int32),
+        media_valid=(
+            None if media_valid is None else np.asarray(media_valid.fill_null(0), np.int64)
+        ),
     )
 
 

@@ -84,6 +84,11 @@ class Lease:
     def lost(self) -> bool:
         return self._lost.is_set() or time.monotonic() - self._renewed > self._ttl
 
+    def tell(self, facts: Mapping[str, Any]) -> None:
+        """What the next renewal says beside the holder: JSON values, for people who watch."""
+        # replaced, not changed: the renewing thread may be writing it out
+        self._record = {**self._record, "progress": dict(facts)}
+
     def renew(self) -> bool:
         """Whether we still hold it. Raises StoreUnavailable when nobody answers."""
         with self._lock:

@@ -64,17 +64,24 @@ class Relations(Protocol):
 
 
 def run_sql(
-    relations: Relations, text: str, parameters: Mapping[str, str] | None = None
+    relations: Relations,
+    text: str,
+    parameters: Mapping[str, str | None] | None = None,
+    *,
+    tables: Mapping[str, pa.Table | pa.RecordBatchReader] | None = None,
 ) -> pa.Table:
     """The result of one reading statement over the views, as an Arrow table.
 
-    `parameters` fill `$name` in the text: values never become SQL. Whole numbers that DuckDB
+    `parameters` fill `$name` in the text: values never become SQL. `tables`: further relations
+    by name; a reader can be read once. Whole numbers that DuckDB
     widens to 38 digits come back as int64 where they fit. Raises JobError, with DuckDB's own
     message, where the statement is wrong, reads anything but the views, or needs too much memory;
     StoreError where the ledger's files cannot be read.
     """
     with _connection() as connection, _explained():
         _check_reads(connection, text)
+        for name, table in (tables or {}).items():
+            connection.register(name, table)
         _register(connection, relations, _views_named(connection, text))
         relation = connection.sql(text, params=dict(parameters) if parameters else None)
         if relation is None:

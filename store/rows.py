@@ -30,6 +30,7 @@ class Column:
     values: the flat ids, in the stream's own dtype. offsets: int64[n + 1], sample i has
     values[offsets[i]:offsets[i + 1]]. verdicts: uint8[n], `Verdict`, or NOT_COMMITTED; a sample
     without tokens has length 0. shapes: int32[n, ndim] where the shape varies, else None.
+    n_valid, media_valid: what of the first axis, and of the media's, is not padding.
     recipes: index per sample into `recipe_names`, or None where there is one.
     """
 
@@ -39,6 +40,7 @@ class Column:
     verdicts: NDArray[np.uint8]
     shapes: NDArray[np.int32] | None = None
     n_valid: NDArray[np.int32] | None = None
+    media_valid: NDArray[np.int64] | None = None
     recipe_names: tuple[str, ...] = ()
     recipes: NDArray[np.uint8] | None = None
 
@@ -65,6 +67,7 @@ class Column:
             verdicts=self.verdicts[start:stop],
             shapes=None if self.shapes is None else self.shapes[start:stop],
             n_valid=None if self.n_valid is None else self.n_valid[start:stop],
+            media_valid=None if self.media_valid is None else self.media_valid[start:stop],
             recipe_names=self.recipe_names,
             recipes=None if self.recipes is None else self.recipes[start:stop],
         )
@@ -79,6 +82,7 @@ class Column:
             verdicts=self.verdicts[keep],
             shapes=None if self.shapes is None else self.shapes[keep],
             n_valid=None if self.n_valid is None else self.n_valid[keep],
+            media_valid=None if self.media_valid is None else self.media_valid[keep],
             recipe_names=self.recipe_names,
             recipes=None if self.recipes is None else self.recipes[keep],
         )
@@ -224,7 +228,8 @@ class Row:
         return None if code == NOT_COMMITTED else Verdict(code)
 
     def decode(self, stream: str) -> Any:
-        """Tokens back to media (see Dataset.decode); None where there are no tokens."""
+        """Tokens back to media (see Dataset.decode), without the padding at its end; None where
+        there are no tokens."""
         ids, shape = self[stream], self.shape(stream)
         if ids is None or shape is None:
             return None
@@ -232,7 +237,11 @@ class Row:
         if batch.decode is None:
             raise TypeError("this row was not read through a Dataset: it cannot decode")
         recipe = batch.columns[stream].recipe(self._i)
-        return batch.decode(batch.pipeline, stream, recipe, ids, shape)
+        media = batch.decode(batch.pipeline, stream, recipe, ids, shape)
+        valid = batch.columns[stream].media_valid
+        if valid is None or not isinstance(media, np.ndarray):
+            return media
+        return media[: int(valid[self._i])]
 
     def _check_read(self, stream: str) -> None:
         """A stream of another pipeline is None here; one that nobody read is a mistake."""
@@ -260,7 +269,8 @@ def column_of(batch: pa.RecordBatch, stream: str, recipe: str) -> Column:
         offsets=_frozen(offsets),
         verdicts=_frozen(batch.column("verdict").to_numpy(zero_copy_only=True)),
         shapes=_shapes(batch, n),
-        n_valid=_optional_ints(batch, "n_valid"),
+        n_valid=_optional_ints(batch, "n_valid", np.int32),
+        media_valid=_optional_ints(batch, "media_valid", np.int64),
         recipe_names=(recipe,),
     )
 
@@ -278,10 +288,10 @@ def _shapes(batch: pa.RecordBatch, n: int) -> NDArray[np.int32] | None:
     return _frozen(shapes)
 
 
-def _optional_ints(batch: pa.RecordBatch, name: str) -> NDArray[np.int32] | None:
+def _optional_ints(batch: pa.RecordBatch, name: str, dtype: type[Any]) -> NDArray[Any] | None:
     if name not in batch.schema.names:
         return None
-    return _frozen(batch.column(name).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int32))
+    return _frozen(batch.column(name).fill_null(0).to_numpy(zero_copy_only=False).astype(dtype))
 
 
 def sample_id_bytes(batch: pa.RecordBatch) -> bytes:

@@ -1,7 +1,8 @@
 """Reads a shard that anybody may have written: everything is checked before it is believed.
 
 A local shard is memory-mapped and plain columns are not copied; a remote one is read by ranges,
-or whole through a LocalCache. Offsets are int32 per batch: batches are never combined.
+or whole through a LocalCache. Packed ids come out as plain ones: one row asked for is unpacked
+alone, a batch asked for as a whole. Offsets are int32 per batch: batches are never combined.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from tokenmill.schemas.errors import CorruptStore
 from tokenmill.schemas.shard import (
     FORMAT_VERSION,
     META_BATCH_ROWS,
+    META_ENCODING,
     META_FORMAT,
     META_SHARD,
     ContentHasher,
@@ -29,27 +31,15 @@ from tokenmill.schemas.shard import (
     Verdict,
     order_hash,
 )
+from tokenmill.store import packed
 from tokenmill.store.access import Access
 from tokenmill.store.cache import LocalCache
 from tokenmill.store.columns import DTYPES, Layout, from_batch
+from tokenmill.store.shard_batch import ShardBatch, ShardRow
 
 # A batch is one large buffer: threads only add to its cost, and readers bring their own.
 _OPTIONS = pa.ipc.IpcReadOptions(use_threads=False)
 HELD_BATCHES = 4  # decompressed or downloaded ones; views into a map cost nothing: all are kept
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ShardRow:
-    """One sample. ids: 1-D view of the shard's dtype, None without tokens; shape gives it axes."""
-
-    id: bytes
-    key: str
-    source: str
-    span: str | None
-    verdict: Verdict
-    ids: NDArray[Any] | None
-    shape: tuple[int, ...] | None
-    n_valid: int | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,6 +56,8 @@ class ShardCounts:
 class ShardReader:
     """A context manager over one shard file; each thread opens its own.
 
+    encoding: plain | zstd | packed; batches have ids of `meta.dtype` whatever it is.
+
     Raises CorruptStore where the file is missing, truncated, not Arrow, of a newer
     format_version, or inconsistent; StoreUnavailable where the store does not answer.
     """
@@ -73,10 +65,11 @@ class ShardReader:
     meta: ShardMeta
     rows: int
     batch_rows: int
+    encoding: str
 
     def __init__(self, access: Access, path: str, *, cache: LocalCache | None = None) -> None:
         self.where = access.full(path)
-        self._held: OrderedDict[int, _Batch] = OrderedDict()
+        self._held: OrderedDict[int, ShardBatch] = OrderedDict()
         with self._reading():
             self._source, self._map = _open(access, path, cache)
         try:
@@ -93,10 +86,12 @@ class ShardReader:
         self._check_version(metadata)
         self.meta = self._parse_meta(metadata.get(META_SHARD, b""))
         self.batch_rows = self._positive(metadata.get(META_BATCH_ROWS, b""), "rows per batch")
+        # files of the first tokenmill do not say it: they are not packed
+        self.encoding = metadata.get(META_ENCODING, b"plain").decode("ascii", "replace")
         self._check_schema(schema)
         count = self._reader.num_record_batches
         self.batch_count: int = count
-        last = self._get(count - 1).data.num_rows if count else 0
+        last = self._get(count - 1).rows if count else 0
         self.rows = max(0, count - 1) * self.batch_rows + last
 
     def _check_version(self, metadata: dict[bytes, bytes]) -> None:
@@ -139,10 +134,26 @@ class ShardReader:
             span="span" in names,
             shape="shape" in names,
             n_valid="n_valid" in names,
+            media_valid="media_valid" in names,
+            bits=self._packed_bits(schema),
         )
+
+        def found(wanted: pa.Field) -> pa.DataType:
+            return packed.storage_type(schema.field(wanted.name).type)
+
         for field in layout.schema({}):
-            if names.count(field.name) != 1 or schema.field(field.name).type != field.type:
+            if names.count(field.name) != 1 or found(field) != field.type:
                 raise self._corrupt(f"its column {field.name!r} is missing or not {field.type}")
+        self._bits = layout.bits
+
+    def _packed_bits(self, schema: pa.Schema) -> int | None:
+        if self.encoding != "packed" or schema.names.count("ids") != 1:
+            return None
+        bits = packed.bits_of(schema.field("ids"))
+        kind = np.dtype(self.meta.dtype)
+        if bits is None or kind.kind != "u" or not 1 <= bits <= 8 * kind.itemsize:
+            raise self._corrupt(f"its column 'ids' is not {self.meta.dtype} packed as {bits} bits")
+        return bits
 
     def _corrupt(self, why: str) -> CorruptStore:
         return CorruptStore(
@@ -161,7 +172,7 @@ class ShardReader:
         except (pa.ArrowException, OSError, MemoryError, UnicodeDecodeError) as error:
             raise self._corrupt(f"it is truncated or not an Arrow file ({error})") from error
 
-    def _get(self, index: int) -> _Batch:
+    def _get(self, index: int) -> ShardBatch:
         held = self._held.get(index)
         if held is not None:
             self._held.move_to_end(index)
@@ -172,7 +183,10 @@ class ShardReader:
         full = index < self.batch_count - 1
         if data.num_rows > self.batch_rows or (full and data.num_rows < self.batch_rows):
             raise self._corrupt(f"batch {index} has {data.num_rows} rows, not {self.batch_rows}")
-        batch = _Batch(data)
+        try:
+            batch = ShardBatch(data, bits=self._bits, dtype=self.meta.dtype)
+        except ValueError as error:
+            raise self._corrupt(f"ids of batch {index}: {error}") from error
         if not batch.consistent():
             raise self._corrupt(f"verdicts and ids of batch {index} disagree")
         self._held[index] = batch
@@ -181,17 +195,18 @@ class ShardReader:
         return batch
 
     def batch(self, index: int) -> pa.RecordBatch:
-        """Record batch `index`; rows index * batch_rows and on. Raises IndexError."""
+        """Record batch `index`; rows index * batch_rows and on. Packed ids are unpacked anew by
+        each call. Raises IndexError."""
         if not 0 <= index < self.batch_count:
             raise IndexError(f"batch {index} of {self.batch_count}")
-        return self._get(index).data
+        return self._get(index).plain()
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """All record batches in order."""
         for index in range(self.batch_count):
             yield self.batch(index)
 
-    def _at(self, row: int) -> tuple[_Batch, int]:
+    def _at(self, row: int) -> tuple[ShardBatch, int]:
         if not 0 <= row < self.rows:
             raise IndexError(f"row {row} of {self.rows}")
         return self._get(row // self.batch_rows), row % self.batch_rows
@@ -220,52 +235,6 @@ class ShardReader:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-class _Batch:
-    """A validated record batch with its ids as numpy views."""
-
-    def __init__(self, data: pa.RecordBatch) -> None:
-        self.data = data
-        lists = data.column("ids")
-        self._valid: NDArray[np.bool_] = np.asarray(lists.is_valid())
-        self._offsets: NDArray[np.int32] = np.asarray(lists.offsets)
-        self._values: NDArray[Any] = np.asarray(lists.values)
-        self._optional = {
-            n: data.column(n) for n in ("span", "shape", "n_valid") if n in data.schema.names
-        }
-
-    def consistent(self) -> bool:
-        verdicts = np.asarray(self.data.column("verdict"))
-        return bool(np.array_equal(verdicts == Verdict.TOKENS, self._valid)) and bool(
-            len(verdicts) == 0 or verdicts.max() <= max(Verdict)
-        )
-
-    def lies_in(self, region: pa.Buffer | None) -> bool:
-        """Whether the ids are a view into the mapped file, not decompressed or downloaded."""
-        if region is None:
-            return False
-        address = self._values.__array_interface__["data"][0]
-        return bool(region.address <= address <= region.address + region.size)
-
-    def ids(self, at: int) -> NDArray[Any] | None:
-        if not self._valid[at]:
-            return None
-        return self._values[self._offsets[at] : self._offsets[at + 1]]
-
-    def row(self, at: int) -> ShardRow:
-        extra = {name: column[at].as_py() for name, column in self._optional.items()}
-        shape = extra.get("shape")
-        return ShardRow(
-            id=self.data.column("id")[at].as_py(),
-            key=self.data.column("key")[at].as_py(),
-            source=self.data.column("source")[at].as_py(),
-            span=extra.get("span"),
-            verdict=Verdict(self.data.column("verdict")[at].as_py()),
-            ids=self.ids(at),
-            shape=None if shape is None else tuple(shape),
-            n_valid=extra.get("n_valid"),
-        )
 
 
 def _open(

@@ -24,13 +24,12 @@ from tokenmill.schemas.identity import canonical_json
 from tokenmill.schemas.shard import (
     BATCH_BYTES,
     BATCH_ROWS,
-    BATCH_ROWS_ZSTD,
-    FORMAT_VERSION,
+    FORMAT_OF,
     META_BATCH_ROWS,
+    META_ENCODING,
     META_FORMAT,
     META_SHARD,
     ROLL_BYTES,
-    ZSTD_RATIO,
     ContentHasher,
     ShardMeta,
     TokenRows,
@@ -38,6 +37,7 @@ from tokenmill.schemas.shard import (
     order_hash,
 )
 from tokenmill.schemas.work import ShardFile
+from tokenmill.store import packed
 from tokenmill.store.access import Access
 from tokenmill.store.columns import (
     DTYPES,
@@ -48,12 +48,10 @@ from tokenmill.store.columns import (
     hashable,
     to_batch,
 )
+from tokenmill.store.encoding import ENCODINGS, ZSTD_LEVEL, decided
 from tokenmill.store.local import make_folder, write_errors
 from tokenmill.store.paths import HIDDEN
 
-ENCODINGS = {"plain": BATCH_ROWS, "zstd": BATCH_ROWS_ZSTD}
-# Level 1 writes text ids three times as fast as the default and 3 % larger.
-ZSTD_LEVEL = 1
 TRIAL_BYTES = 1 << 20
 
 
@@ -61,7 +59,8 @@ class ShardWriter:
     """One attempt's writer; not for several threads.
 
     folder: below the store's root; files are `{folder}/{unit}-{attempt}-{n:03d}.arrow`.
-    encoding: auto | plain | zstd; "auto" measures the first block.
+    encoding: auto | plain | zstd | packed; "auto" is what the recipe's first block was found to
+        be, see encoding.py. Packed ids are as wide as the largest of the codebook sizes asks.
     scratch: a local folder for the file being written; by default a local store's own folder
         (so that nothing is copied) or the system's temporary folder.
     sources: the values that the source column may take, when they are known: the unit's inputs.
@@ -85,6 +84,9 @@ class ShardWriter:
             raise ValueError(f"unknown encoding {encoding!r}, not auto, {', '.join(ENCODINGS)}")
         if meta.dtype not in DTYPES:
             raise ValueError(f"ids of {meta.dtype} cannot be stored, only {', '.join(DTYPES)}")
+        self._bits = packed.width(meta.codebook_sizes, meta.dtype)
+        if encoding == "packed" and self._bits is None:
+            raise ValueError(f"{meta.dtype} of codebooks {meta.codebook_sizes} cannot be packed")
         self.encoding = encoding
         self.order_hash: bytes | None = None
         self._access = access
@@ -104,8 +106,9 @@ class ShardWriter:
     def append(self, rows: TokenRows) -> None:
         """Add rows in enumeration order, any number at a time.
 
-        Raises ValueError for columns that disagree or ids that do not fit the dtype, StoreError
-        where an earlier file could not be uploaded, StoreUnavailable where the disk is full.
+        Raises ValueError for columns that disagree or ids that do not fit (into the dtype, or
+        into packed bits), StoreError where an earlier file could not be uploaded,
+        StoreUnavailable where the disk is full.
         """
         rows = checked(rows, self._meta.dtype)
         if not rows.n:
@@ -141,7 +144,8 @@ class ShardWriter:
     def _begin(self) -> _OpenFile:
         assert self._layout is not None  # rows were appended
         if self.encoding == "auto":
-            self.encoding = _measured(self._buffer.head(BATCH_ROWS, TRIAL_BYTES))
+            block = self._buffer.head(BATCH_ROWS, TRIAL_BYTES)
+            self.encoding = decided(self._access, self._meta, block)
         batch_rows = ENCODINGS[self.encoding]
         if self._buffer.fits(BATCH_BYTES) < min(batch_rows, self._buffer.rows):
             batch_rows = self._buffer.fits(BATCH_BYTES // 2)
@@ -150,7 +154,7 @@ class ShardWriter:
             path=path,
             local=self._scratch_folder(path) / f"{HIDDEN}{uuid.uuid4().hex}",
             meta=self._meta,
-            layout=self._layout,
+            layout=replace(self._layout, bits=self._bits if self.encoding == "packed" else None),
             encoding=self.encoding,
             batch_rows=batch_rows,
             names=SourceNames(self._sources),
@@ -218,7 +222,7 @@ class _OpenFile:
         self._meta = meta
         self._encoding = encoding
         self._names = names
-        self._schema = layout.schema(_metadata(meta, batch_rows))
+        self._schema = layout.schema(_metadata(meta, batch_rows, encoding))
         self._hasher = ContentHasher(meta.dtype)
         with write_errors(local):
             self._sink = pa.OSFile(str(local), "wb")
@@ -263,11 +267,12 @@ class _OpenFile:
         self._local.unlink(missing_ok=True)
 
 
-def _metadata(meta: ShardMeta, batch_rows: int) -> dict[bytes, bytes]:
+def _metadata(meta: ShardMeta, batch_rows: int, encoding: str) -> dict[bytes, bytes]:
     """Sorted, without clocks: the same rows give the same bytes (G6)."""
     return {
         META_BATCH_ROWS: str(batch_rows).encode(),
-        META_FORMAT: str(FORMAT_VERSION).encode(),
+        META_ENCODING: encoding.encode(),
+        META_FORMAT: str(FORMAT_OF[encoding]).encode(),
         META_SHARD: canonical_json(asdict(meta)),
     }
 
@@ -276,11 +281,3 @@ def _options(encoding: str) -> pa.ipc.IpcWriteOptions:
     codec = pa.Codec("zstd", compression_level=ZSTD_LEVEL) if encoding == "zstd" else None
     # one thread: the encoder needs the others, and a worker may be one of many on its node
     return pa.ipc.IpcWriteOptions(compression=codec, use_threads=False, emit_dictionary_deltas=True)
-
-
-def _measured(block: bytes) -> str:
-    """zstd where it compresses a first block below ZSTD_RATIO (text), else plain."""
-    if not block:
-        return "plain"
-    packed = pa.Codec("zstd", compression_level=ZSTD_LEVEL).compress(block)
-    return "zstd" if len(packed) < ZSTD_RATIO * len(block) else "plain"

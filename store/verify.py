@@ -236,7 +236,10 @@ class _Attempt:
         if output is None:
             yield f"its tokenizer has no output {meta.output!r}"
             return
-        if _WIDTH.get(meta.dtype, 0) > _WIDTH.get(str(output.get("dtype")), 8):
+        declared = str(output.get("dtype"))
+        floats = meta.dtype.startswith("float") or declared.startswith("float")
+        wider = _WIDTH.get(meta.dtype, 0) > _WIDTH.get(declared, 8)
+        if wider or (floats and meta.dtype != declared):
             yield f"ids are {meta.dtype}, its tokenizer says {output.get('dtype')}"
         sizes = tuple(output.get("codebook_sizes") or ())
         if meta.codebook_sizes != sizes:
@@ -254,12 +257,16 @@ def _foreign(meta: ShardMeta, row: dict[str, Any]) -> Iterator[str]:
 
 class _Highest:
     """The highest id per codebook. Where the first axis is the codebook, each has its own size;
-    else the ids of all are compared with the largest."""
+    else the ids of all are compared with the largest. Continuous latents must be finite."""
 
     def __init__(self) -> None:
         self._highest: dict[int, int] = {}
+        self._not_finite = 0
 
     def update(self, rows: TokenRows, meta: ShardMeta) -> None:
+        if rows.values.dtype.kind == "f":
+            self._not_finite += int(np.count_nonzero(~np.isfinite(rows.values)))
+            return
         if not meta.codebook_sizes or not len(rows.values):
             return
         if len(meta.codebook_sizes) > 1 and meta.axes[:1] == ("codebook",):
@@ -284,6 +291,8 @@ class _Highest:
         self._highest[book] = max(self._highest.get(book, 0), value)
 
     def faults(self, meta: ShardMeta) -> Iterator[str]:
+        if self._not_finite:
+            yield f"{self._not_finite} values are not finite"
         sizes = meta.codebook_sizes
         apart = len(sizes) > 1 and meta.axes[:1] == ("codebook",)
         for book, value in self._highest.items():

@@ -24,6 +24,12 @@ SECRET_KEY = "tokenmill-test-secret"
 START_SECONDS = 60.0
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("simulator (tests/sim)")
+    group.addoption("--sim-schedules", type=int, default=10_000, help="how many to play")
+    group.addoption("--sim-seed", type=int, default=None, help="replay and shrink this one only")
+
+
 def _weed() -> str:
     beside = Path(sys.executable).with_name("weed")
     found = str(beside) if beside.exists() else shutil.which("weed")

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from tokenmill.schemas.tokenizer import Checkpoint, Conforms, Fields, Tokenizer, UnitChecker
 from tokenmill.workers.conformance_checks import CHECKS
 from tokenmill.workers.conformance_subject import Broken, NotApplicable, Subject
-from tokenmill.workers.registry import tokenizer_class
+from tokenmill.workers.registry import split_variant, tokenizer_class
 
 Verdict = Literal["pass", "fail", "skip"]
 _SHORT, _LONG = "a", "All happy families are alike. " * 4000
@@ -48,7 +48,8 @@ def check(
     """
     if isinstance(checkpoint, str):
         checkpoint = Checkpoint(uri=checkpoint)
-    return check_class(tokenizer_class(name), checkpoint, config or {}, samples)
+    name, config = split_variant(name, config or {})
+    return check_class(tokenizer_class(name), checkpoint, config, samples)
 
 
 def check_class(

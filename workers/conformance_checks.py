@@ -11,19 +11,24 @@ import pickle
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from tokenmill.schemas.errors import SampleError, TokenmillError
 from tokenmill.schemas.tokenizer import (
+    BatchBudget,
     ClaimsLossless,
     Decodes,
     Encoded,
     FlatTokenizer,
     HasOracle,
+    Piece,
+    Window,
 )
+from tokenmill.workers.batching import Batcher
+from tokenmill.workers.carrying import encode_carrying
 from tokenmill.workers.conformance_subject import (
     Broken,
     NotApplicable,
@@ -79,39 +84,40 @@ def _determinism(subject: Subject) -> str:
 def _batches(subject: Subject) -> str:
     """All windows at once, and shuffled, give every sample what it gets alone (G6, G8)."""
     preparer = subject.tokenizer.preparer()
-    windows = []
-    for n, _ in subject.encoded:
-        prepared = preparer.prepare(subject.samples[n], np.random.default_rng(0))
-        windows += [(n, window) for window in prepared]
-    if not windows:
+    of_sample = [
+        [(n, window) for window in preparer.prepare(subject.samples[n], np.random.default_rng(0))]
+        for n, _ in subject.encoded
+    ]
+    if not of_sample:
         raise NotApplicable("no sample could be encoded")
-    shuffled = [windows[i] for i in np.random.default_rng(1).permutation(len(windows))]
-    for order, batch in (("all at once", windows), ("shuffled", shuffled)):
-        for group in _buckets(batch):
-            pieces = subject.tokenizer.encode([window for _, window in group])
-            if len(pieces) != len(group):
-                raise Broken(f"{len(group)} windows gave {len(pieces)} pieces")
-            _compare_batch(subject, order, group, pieces)
-    return f"{len(windows)} windows, in order and shuffled"
+    # samples change places; the windows of one stay in order, as the contract promises
+    mixed = [of_sample[i] for i in np.random.default_rng(1).permutation(len(of_sample))]
+    for order, batch in (("all at once", of_sample), ("shuffled", mixed)):
+        _compare_batches(subject, order, [held for one in batch for held in one])
+    return f"{sum(map(len, of_sample))} windows, in order and shuffled"
 
 
-def _buckets(batch: Sequence[tuple[int, Any]]) -> list[list[tuple[int, Any]]]:
-    groups: dict[Any, list[tuple[int, Any]]] = {}
-    for n, window in batch:
-        groups.setdefault(window.bucket, []).append((n, window))
-    return list(groups.values())
-
-
-def _compare_batch(
-    subject: Subject, order: str, group: Sequence[tuple[int, Any]], pieces: Sequence[Any]
-) -> None:
-    of_sample: dict[int, list[Any]] = {}
-    for (n, window), piece in zip(group, pieces, strict=True):
-        of_sample.setdefault(n, []).append((window.index, piece))
-    for n, found in of_sample.items():
-        joined = subject.tokenizer.join([p for _, p in sorted(found, key=lambda item: item[0])])
-        if not same(joined, subject.results[n]):
+def _compare_batches(subject: Subject, order: str, batch: Sequence[tuple[int, Window]]) -> None:
+    carries: dict[int, Any] = {}
+    found: dict[int, list[Piece]] = {}
+    for group in _buckets(batch):
+        try:
+            pieces = encode_carrying(subject.tokenizer.encode, group, carries)
+        except ValueError as error:
+            raise Broken(f"{len(group)} windows, and as many pieces are wanted: {error}") from None
+        for (n, _), piece in zip(group, pieces, strict=True):
+            found.setdefault(n, []).append(piece)
+    for n, joined in found.items():
+        if not same(subject.tokenizer.join(joined), subject.results[n]):
             raise Broken(f"{subject.name(n)}: other ids {order} than alone")
+
+
+def _buckets(batch: Sequence[tuple[int, Window]]) -> Iterator[list[tuple[int, Window]]]:
+    """Batches as a worker would make them: by bucket, each sample's windows in order."""
+    batcher: Batcher[tuple[int, Window]] = Batcher(BatchBudget(cost=1 << 62, windows=1 << 20))
+    for n, window in batch:
+        yield from batcher.add((n, window), sample=n, bucket=window.bucket, cost=window.cost)
+    yield from batcher.flush()
 
 
 def _flat(subject: Subject) -> str:

@@ -119,6 +119,7 @@ class TaskRun:
         self.began = time.perf_counter()
         self.encode = self.wait = self.prepare = 0.0
         self._halved = 0
+        self.batches, self.filled = 0, 0.0
 
     @property
     def notes(self) -> tuple[str, ...]:

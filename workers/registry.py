@@ -16,7 +16,11 @@ from tokenmill.schemas.tokenizer import Checkpoint, Tokenizer
 
 GROUP = "tokenmill.tokenizers"
 # Also without installed metadata: Ray may ship the package as a plain folder.
-BUILT_IN: Mapping[str, str] = {"bpe": "tokenmill.workers.tokenizers.bpe:BpeTokenizer"}
+BUILT_IN: Mapping[str, str] = {
+    "bpe": "tokenmill.workers.tokenizers.bpe:BpeTokenizer",
+    "vidtok": "tokenmill.workers.tokenizers.vidtok.tokenizer:VidTokTokenizer",
+    "bpe-image": "tokenmill.workers.tokenizers.bpe_image.tokenizer:BpeImageTokenizer",
+}
 
 
 def names() -> list[str]:
@@ -27,9 +31,11 @@ def names() -> list[str]:
 def tokenizer_class(name: str) -> type[Tokenizer]:
     """The plug-in called `name`, or the class that `package.module:Class` names.
 
-    Raises TokenizerError where there is none (naming the nearest), where two packages offer the
-    name, or where it cannot be imported.
+    `vidtok:fsq_…` is `vidtok`: what follows is a variant, see `split_variant`. Raises
+    TokenizerError where there is none (naming the nearest), where two packages offer the name, or
+    where it cannot be imported.
     """
+    name, _ = split_variant(name, {})
     if ":" in name:  # `package.module:Class`: a plug-in of one's own that is not installed
         return _load(name, name)
     targets = _targets().get(name)
@@ -47,6 +53,22 @@ def tokenizer_class(name: str) -> type[Tokenizer]:
     return _load(name, next(iter(targets)))
 
 
+def split_variant(name: str, config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """`vidtok:NAME` as (`vidtok`, config with `variant: NAME`); other names as they are.
+
+    Raises TokenizerError where the configuration names another variant.
+    """
+    plugin, colon, variant = name.partition(":")
+    if not colon or "." in plugin or plugin not in _targets():
+        return name, config
+    if config.get("variant", variant) != variant:
+        raise TokenizerError(
+            f"{name!r}, but config.variant is {config['variant']!r}",
+            remedy="name the variant once",
+        )
+    return plugin, {**config, "variant": variant}
+
+
 def load(
     name: str,
     checkpoint: Checkpoint | str | None = None,
@@ -55,7 +77,8 @@ def load(
     """A loaded tokenizer. Raises TokenizerError."""
     if isinstance(checkpoint, str):
         checkpoint = Checkpoint(uri=checkpoint)
-    return tokenizer_class(name).load(checkpoint, config or {})
+    plugin, config = split_variant(name, config or {})
+    return tokenizer_class(plugin).load(checkpoint, config)
 
 
 def _targets() -> dict[str, set[str]]:

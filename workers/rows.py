@@ -71,6 +71,7 @@ class RowSink:
         *,
         shapes: NDArray[np.int32] | None = None,
         n_valid: NDArray[np.int32] | None = None,
+        media_valid: NDArray[np.int64] | None = None,
     ) -> None:
         """Rows of one block; values and lengths as in TokenRows. Raises SystematicFault."""
         n = len(block)
@@ -90,6 +91,7 @@ class RowSink:
                 shapes=shapes,
                 spans=block.spans,
                 n_valid=n_valid,
+                media_valid=media_valid,
             )
         )
         self.seconds += time.perf_counter() - before

@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tokenmill.schemas.tokenizer import Encoded, OutputSpec, Piece, Preparer, Tokenizer, Window
 from tokenmill.workers.batching import Batcher
+from tokenmill.workers.carrying import encode_carrying
 from tokenmill.workers.children import ChildPool
 from tokenmill.workers.encode import TaskRun
 from tokenmill.workers.faults import Fault, sample_fault
@@ -82,6 +84,27 @@ class _Windows:
             return sample_fault(error, "prepare")
 
 
+def content_seed(recipe: bytes, fields: Mapping[str, Any]) -> int:
+    """From content and recipe: the same media get the same ids wherever they lie."""
+    digest = hashlib.blake2b(recipe, digest_size=8, person=b"tm-seed")
+    for role in sorted(fields):
+        raw = _raw(fields[role])
+        digest.update(f"{role}:{len(raw)}:".encode())
+        digest.update(raw)
+    return int.from_bytes(digest.digest(), "little")
+
+
+def _raw(value: Any) -> bytes:
+    """The bytes of a field: of a file or a text, or of media in memory (one-off use)."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "surrogatepass")
+    if isinstance(value, tuple):
+        return b"".join(map(_raw, value))
+    if isinstance(value, (bytes, bytearray, memoryview, np.ndarray)):
+        return bytes(value) if not isinstance(value, np.ndarray) else value.tobytes()
+    return repr(value).encode() if isinstance(value, (int, float)) else b""
+
+
 class WindowPath:
     """One pass over a unit's windows."""
 
@@ -102,6 +125,7 @@ class WindowPath:
         self._required = required
         self._recipe = recipe.encode()
         self._rows: deque[_Sample] = deque()  # enumerated and not yet written
+        self._carries: dict[int, Any] = {}  # by the sample's number
         self._ready: list[_Sample] = []
         self._ready_bytes = 0
         self._spans = False
@@ -151,17 +175,7 @@ class WindowPath:
                     sample.absent = bad[i] is None
                     continue
                 fields = {role: values[i] for role, values in block.columns.items()}
-                yield sample, fields, self._seed(fields)
-
-    def _seed(self, fields: Mapping[str, Any]) -> int:
-        """From content and recipe: the same media get the same ids wherever they lie."""
-        digest = hashlib.blake2b(self._recipe, digest_size=8, person=b"tm-seed")
-        for role in sorted(fields):
-            value = fields[role]
-            raw = value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
-            digest.update(f"{role}:{len(raw)}:".encode())
-            digest.update(raw)
-        return int.from_bytes(digest.digest(), "little")
+                yield sample, fields, content_seed(self._recipe, fields)
 
     def _end(self, sample: _Sample, fault: Fault | None) -> None:
         sample.prepared = True
@@ -177,6 +191,10 @@ class WindowPath:
     def _batch(self, batch: Sequence[tuple[_Sample, Window]]) -> None:
         """Encode one batch; suspects of an earlier death leave their place in it and go alone."""
         isolate = self._run.task.isolate
+        budget = self._tokenizer.budget
+        self._run.batches += 1
+        cost = sum(int(window.cost) for _, window in batch)
+        self._run.filled += max(cost / max(budget.cost, 1), len(batch) / max(budget.windows, 1))
         groups = [[held] for held in batch if held[0].id in isolate]
         together = [held for held in batch if held[0].id not in isolate]
         for group in [together, *groups] if together else groups:
@@ -185,8 +203,12 @@ class WindowPath:
     def _group(self, group: Sequence[tuple[_Sample, Window]]) -> None:
         at = 0
         ids = [sample.id for sample, _ in group]
-        windows = [window for _, window in group]
-        for count, made in self._run.call("encode", ids, windows, self._tokenizer.encode):
+        windows = [(sample.number, window) for sample, window in group]
+
+        def encode(part: Sequence[tuple[int, Window]]) -> list[Piece]:
+            return encode_carrying(self._tokenizer.encode, part, self._carries)
+
+        for count, made in self._run.call("encode", ids, windows, encode):
             part = group[at : at + count]
             at += count
             if isinstance(made, Fault):
@@ -203,6 +225,7 @@ class WindowPath:
             if not sample.absent and sample.fault is None:
                 self._join(sample)
             sample.pieces.clear()
+            self._carries.pop(sample.number, None)
             self._ready.append(sample)
             if sample.encoded is not None:
                 self._ready_bytes += sample.encoded.ids.nbytes
@@ -246,11 +269,20 @@ class WindowPath:
             shapes=shapes if dims > 1 else None,
             # always there, so that one file has one layout: the whole first axis where not given
             n_valid=np.array([0 if e is None else _valid(e) for e in found], dtype=np.int32),
+            media_valid=_media_valid(found) if self._output.pads else None,
         )
 
 
 def _valid(encoded: Encoded) -> int:
     return encoded.shape[0] if encoded.n_valid is None else encoded.n_valid
+
+
+def _media_valid(found: Sequence[Encoded | None]) -> NDArray[np.int64]:
+    """Raises ValueError: the plug-in broke its descriptor."""
+    counts = [0 if e is None else e.media_valid for e in found]
+    if None in counts:
+        raise ValueError("an output that pads gave an encoding without media_valid")
+    return np.array(counts, dtype=np.int64)
 
 
 def _checked_shape(encoded: Encoded, output: OutputSpec) -> tuple[int, ...]:

@@ -11,12 +11,12 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tokenmill.schemas.errors import JobError, TokenizerError
 from tokenmill.schemas.identity import canonical_uri
-from tokenmill.schemas.job import Job, Policy, Stream, nearest
+from tokenmill.schemas.job import Job, Policy, Source, Stream, nearest
 from tokenmill.schemas.shard import ShardMeta, order_hash
 from tokenmill.schemas.tokenizer import (
     Checkpoint,
@@ -24,17 +24,22 @@ from tokenmill.schemas.tokenizer import (
     FlatTokenizer,
     OutputSpec,
     Tokenizer,
+    TokenizerIdentity,
     UnitChecker,
     WorkerFacts,
 )
 from tokenmill.schemas.work import FailureClass, Task, TaskFailure, TaskResult, TaskStats
+from tokenmill.store import packed
 from tokenmill.store.access import Access
+from tokenmill.store.columns import DTYPES
 from tokenmill.store.shards import ShardWriter
 from tokenmill.workers import registry
 from tokenmill.workers.child import GIB, MIB, ChildLimits, ForkServer, ForkServerGone
+from tokenmill.workers.device import peak_gpu_bytes
 from tokenmill.workers.encode import Gate, Restart, Stopped, TaskRun, encode_flat
 from tokenmill.workers.faults import StormDetector, SystematicFault, task_failure
 from tokenmill.workers.inflight import InFlightPage
+from tokenmill.workers.media.video import reader_family, reader_versions
 from tokenmill.workers.reading import UnitReader
 from tokenmill.workers.rows import RowSink, SharedStorms
 from tokenmill.workers.sources import open_source
@@ -89,7 +94,7 @@ class StreamWorker:
         self._check_policy(job, descriptor)
         self._output = _output(descriptor, self._config, self._where)
         self._fields = _fields(descriptor, self._config, self._where)
-        self._identity = self._tokenizer.identity()
+        self._identity = _identified(self._tokenizer.identity(), config.source)
         self._source = open_source(config.source)
         self._access = Access(job.store)
         resources = job.resources.get(stream)
@@ -127,7 +132,7 @@ class StreamWorker:
             checkpoint=canonical_uri(checkpoint) if checkpoint else None,
             checkpoint_sha256=self._config.sha256
             or self._identity.provenance.get("checkpoint_sha256"),
-            config=dict(self._config.config),
+            config=dict(registry.split_variant(self._config.tokenizer, self._config.config)[1]),
             modality=self._tokenizer.descriptor.modality,
         )
 
@@ -231,6 +236,9 @@ class StreamWorker:
                 wait=run.wait,
                 wall=time.perf_counter() - run.began,
                 bytes_read=reader.bytes_read,
+                batches=run.batches,
+                filled=run.filled,
+                gpu_bytes=peak_gpu_bytes(),
             ),
             notes=notes,
         )
@@ -304,6 +312,25 @@ def _limits(policy: Policy) -> ChildLimits:
     return ChildLimits(progress=policy.sample_seconds, memory=memory, file=min(memory, GIB))
 
 
+def _identified(identity: TokenizerIdentity, source: Source) -> TokenizerIdentity:
+    """What the source does to media before a tokenizer sees them is part of the recipe.
+
+    Raises TokenizerError where the library that does it is not installed.
+    """
+    if source.clips is None:
+        return identity
+    try:
+        family = reader_family(source.clips.reader)
+    except ImportError as error:
+        raise TokenizerError("clips cannot be cut here", why=str(error)) from None
+    parts = {"clips": source.clips.model_dump(mode="json"), "clips_decoder": family}
+    return replace(
+        identity,
+        parts={**identity.parts, **parts},
+        provenance={**reader_versions(), **identity.provenance},
+    )
+
+
 def _failure(task: Task, kind: FailureClass, message: str) -> TaskFailure:
     return TaskFailure(
         unit=task.unit.id, stream=task.stream, attempt=task.attempt, kind=kind, message=message
@@ -355,11 +382,18 @@ def _output(descriptor: Descriptor, config: Stream, where: str) -> OutputSpec:
         output = descriptor.output(config.output)
     except KeyError as error:
         raise TokenizerError(str(error.args[0]), where=f"{where}.output") from None
-    if output.continuous or not output.dtype.startswith("uint"):
+    if output.dtype not in DTYPES or output.continuous != output.dtype.startswith("float"):
         raise TokenizerError(
             f"{descriptor.name}'s output {output.name!r} is {output.dtype}",
             where=f"{where}.output",
-            why="shards hold unsigned integer ids",
+            why="shards hold unsigned integer ids, or continuous latents of float16 or float32",
+        )
+    if config.encoding == "packed" and packed.width(output.codebook_sizes, output.dtype) is None:
+        raise TokenizerError(
+            f"ids of {descriptor.name}'s output {output.name!r} cannot be packed",
+            where=f"{where}.encoding",
+            why="it does not say how large its codebook is",
+            remedy="encoding: auto",
         )
     return output
 

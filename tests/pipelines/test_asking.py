@@ -301,3 +301,13 @@ def test_verify_shows_the_problems_and_fails(built: Builder) -> None:
     result = cli("verify", built.uri)
     assert path.name in result.stdout
     assert isinstance(result.exception, CorruptStore) and result.exception.exit_code == 3
+
+
+def test_a_question_is_asked_by_its_name(built: Builder) -> None:
+    assert "@tokens-by-day" in answer("query", "--questions")
+    found = json.loads(answer("query", built.uri, "@failures", "-w", "stream=text", "-f", "json"))
+    assert {row["reason"] for row in found} == {"invalid-utf8", "too-large", "truncated"}
+    assert "did you mean 'growth'" in str(failure("query", built.uri, "@grwoth"))
+    assert "NAME=VALUE" in str(failure("query", built.uri, "@growth", "-w", "timezone"))
+    assert "--with belongs" in str(failure("query", built.uri, "select 1", "-w", "a=b"))
+    assert "--questions" in str(failure("query", built.uri))

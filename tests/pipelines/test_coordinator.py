@@ -197,10 +197,10 @@ def test_a_stop_commits_what_is_finished_and_ends_with_4(seed: int, count: int) 
 class Hand:
     """One pool, one worker, events by hand."""
 
-    def __init__(self, count: int = 1, attempts: int = 3) -> None:
+    def __init__(self, *planned: NewTask, attempts: int = 3) -> None:
         pools = {("p", "a"): PoolLimits(most=1)}
         self.coordinator = Coordinator(run="run", pools=pools, cpus=1, attempts=attempts)
-        self.coordinator.add([t for t in tasks(count) if t.stream == "a"])
+        self.coordinator.add(planned or [t for t in tasks(1) if t.stream == "a"])
         self.decisions = self.coordinator.handle(Tick(), 0.0)
 
     def send(self, event: Event, now: float = 0.0) -> list:
@@ -305,3 +305,65 @@ def test_one_fault_on_two_workers_beside_good_samples_is_the_samples() -> None:
         answer = failure(task, FailureClass.SYSTEMATIC, details={"error": "E", "good": b"g"})
         hand.send(Answered(worker=worker, pipeline="p", answer=answer))
     assert hand.task().tolerate == {"E"}
+
+
+def shared_unit(*names: str, stream: str = "a") -> NewTask:
+    inputs = [Input(uri=f"/c/{n}", version="1", size=1) for n in names]
+    spans = tuple(Span(input=i, start=0, end=1) for i in inputs)
+    unit = WorkUnit(pipeline="p", spans=spans)
+    return NewTask(unit=unit, stream=stream, recipe="r", planned_seq=0)
+
+
+def test_inputs_that_share_a_unit_with_a_changed_one_are_planned_again_too() -> None:
+    """Found by the simulator: the run said 0 and had left them out (G1)."""
+    hand = Hand(shared_unit("x", "y"))
+    worker, task = hand.start()
+    answer = failure(task, FailureClass.INPUT_CHANGED, changed=("/c/x",))
+    decisions = hand.send(Answered(worker=worker, pipeline="p", answer=answer))
+    assert [d.uris for d in decisions if isinstance(d, Replan)] == [("/c/x", "/c/y")]
+
+
+def test_places_are_planned_again_only_when_nothing_of_ours_is_under_way_there() -> None:
+    """Else the new plan overlaps what is about to be committed (G5)."""
+    hand = Hand(shared_unit("x"), shared_unit("x", "y"), shared_unit("x", "z"))
+    worker = hand.worker()
+    first, second = [d.task for d in hand.send(WorkerReady(worker=worker)) if isinstance(d, Assign)]
+    answer = failure(first, FailureClass.INPUT_CHANGED, changed=("/c/x",))
+    decisions = hand.send(Answered(worker=worker, pipeline="p", answer=answer))
+    assert not any(isinstance(d, Replan) for d in decisions)
+    decisions = hand.send(Answered(worker=worker, pipeline="p", answer=result(second)))
+    assert [type(d) for d in decisions if isinstance(d, Commit | Replan)] == [Commit]
+    names = ((second.unit.id, "a"),)
+    decisions = hand.send(Committed(pipeline="p", committed=names, dropped=()))
+    assert not any(isinstance(d, Assign) for d in decisions), "z waits for its plan"
+    assert [d.uris for d in decisions if isinstance(d, Replan)] == [("/c/x", "/c/z")]
+
+
+def test_a_sample_that_was_alone_in_one_killed_process_is_not_condemned() -> None:
+    """Found by the simulator: two kills from outside quarantined an innocent sample (G4)."""
+    hand = Hand(attempts=3)
+    for held in ((b"x", b"y"), (b"x",)):
+        worker, task = hand.start()
+        assert not task.condemned
+        hand.die(worker, task, *held)
+    worker, task = hand.start()
+    assert not task.condemned and task.isolate == {b"x", b"y"}
+    hand.die(worker, task, b"x")
+    _, task = hand.start()
+    assert set(task.condemned) == {b"x"}
+
+
+def test_an_input_that_never_stops_changing_ends_the_run_with_3_without_its_mates() -> None:
+    hand = Hand(shared_unit("x", "y"))
+    worker, task = hand.start()
+    for _ in range(4):
+        answer = failure(task, FailureClass.INPUT_CHANGED, changed=("/c/x",))
+        decisions = hand.send(Answered(worker=worker, pipeline="p", answer=answer))
+        (again,) = [d for d in decisions if isinstance(d, Replan)]
+        hand.send(Replanned(tasks=(shared_unit(*(uri[-1] for uri in again.uris)),)))
+        task = hand.task()
+    assert again.uris == ("/c/y",)
+    hand.send(Answered(worker=worker, pipeline="p", answer=result(task)))
+    names = ((task.unit.id, "a"),)
+    finish = hand.send(Committed(pipeline="p", committed=names, dropped=()))[-1]
+    assert finish.exit_code == 3 and "/c/x" in finish.why

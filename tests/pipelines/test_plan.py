@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenmill.pipelines.plan import CoveredSpan, Plan, cut, plan, subtract
+from tokenmill.pipelines.plan import CoveredSpan, Plan, PlannedTask, cut, plan, subtract
 from tokenmill.schemas.job import MIB
-from tokenmill.schemas.work import Input, Span
+from tokenmill.schemas.work import Input, Span, WorkUnit
 
 intervals = st.lists(
     st.tuples(st.integers(0, 60), st.integers(1, 20)).map(lambda p: (p[0], p[0] + p[1])), max_size=6
@@ -104,3 +106,48 @@ def test_another_recipe_is_reported_and_encoded_again_only_when_told() -> None:
     again = made(found, coverage, retokenize=True)
     assert {t.unit.id for t in again.tasks} == {t.unit.id for t in first.tasks}
     assert all(t.replaces for t in again.tasks)
+
+
+@given(
+    st.lists(st.integers(1, 19), max_size=4),
+    st.lists(st.integers(1, 19), max_size=4),
+    st.integers(1, 20),
+    st.sets(st.integers(0, 4)),
+)
+def test_a_new_recipe_replaces_cells_whole_so_that_none_is_hidden_in_part(
+    ours: list[int], theirs: list[int], most: int, gone: set[int]
+) -> None:
+    """Found by the simulator: what is covered never shrinks while an upgrade is under way.
+
+    `theirs` is how another stream was cut, whose cuts may be taken over."""
+    found = inputs([20])
+    units = {
+        stream: [
+            PlannedTask(
+                unit=WorkUnit(pipeline="p", spans=(Span(input=found[0], start=a, end=b),)),
+                stream=stream,
+            )
+            for a, b in pairwise([0, *sorted(set(cuts)), 20])
+        ]
+        for stream, cuts in (("a", ours), ("b", theirs))
+    }
+    units["a"] = [t for n, t in enumerate(units["a"]) if n not in gone]
+    coverage = {"a": cover(units["a"], "a"), "b": cover(units["b"], "b")}
+    new = plan(
+        "p",
+        found,
+        {"a": "r2", "b": "r1"},
+        coverage,
+        unit_bytes=most,
+        unit_inputs=4,
+        splittable=lambda i: True,
+        retokenize=True,
+    )
+    for task in new.tasks:
+        assert task.stream == "a"
+        (span,) = task.unit.spans
+        for cell in coverage["a"]:
+            apart = cell.end <= span.start or span.end <= cell.start
+            assert apart or (span.start <= cell.start and cell.end <= span.end)
+    seen = sorted((s.start, s.end) for t in new.tasks for s in t.unit.spans)
+    assert [b for a, z in seen for b in range(a, z)] == list(range(20))

@@ -82,6 +82,7 @@ def entry(
     written_at: float | None = None,
     access: Access | None = None,
     faults: Sequence[Quarantine] = (),
+    encoding: str = "auto",
 ) -> Entry:
     """A result of `rows` samples per span, those numbered in `refused` (of the unit)
     quarantined; with `access` its shard is really written."""
@@ -89,7 +90,7 @@ def entry(
     cells = tuple(Cell(span=s, first_row=i * rows, rows=rows) for i, s in enumerate(work.spans))
     token_rows = _rows(cells, refused)
     shards, order = (
-        _write(access, work, using, token_rows, attempt)
+        _write(access, work, using, token_rows, attempt, encoding)
         if access is not None
         else (_pretend(work, using, token_rows, attempt, written_at), order_hash([token_rows.ids]))
     )
@@ -171,7 +172,12 @@ def _pretend(
 
 
 def _write(
-    access: Access, work: WorkUnit, using: StreamFacts, rows: TokenRows, attempt: str
+    access: Access,
+    work: WorkUnit,
+    using: StreamFacts,
+    rows: TokenRows,
+    attempt: str,
+    encoding: str,
 ) -> tuple[tuple[ShardFile, ...], bytes]:
     output = using.descriptor.outputs[0]
     meta = ShardMeta(
@@ -188,7 +194,7 @@ def _write(
         codebook_sizes=output.codebook_sizes,
     )
     folder = f"shards/{work.pipeline}/{using.stream}"
-    writer = ShardWriter(access, meta=meta, folder=folder, attempt=attempt)
+    writer = ShardWriter(access, meta=meta, folder=folder, attempt=attempt, encoding=encoding)
     writer.append(rows)
     shards = writer.close()
     return shards, writer.order_hash

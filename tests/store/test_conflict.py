@@ -74,3 +74,12 @@ def test_an_entry_lives_exactly_when_no_later_rival_overlaps_it(
     made = entry(unit((BIG, start, start + length)))
     clash = any(seq > planned and s < start + length and start < s + n for s, n, seq in others)
     assert bool(known.split([made], planned).dropped) == clash
+
+
+def test_replacing_what_another_run_committed_must_not_hide_half_of_a_cell() -> None:
+    """Found by the simulator: the other half was covered by nobody until a run got there."""
+    known = rivals(rival(0, 60, 3, recipe="newest"))
+    half, whole = (entry(unit((BIG, 0, end)), replaces=True) for end in (30, 100))
+    assert "in part" in known.split([half], 2).dropped[half.name]
+    assert known.split([whole], 2).live == (whole,)
+    assert known.split([half], 3).live == (half,), "the plan knew it"

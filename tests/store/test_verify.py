@@ -12,6 +12,7 @@ import pytest
 from made import CODEBOOK, FACTS, PIPELINE, an_input, entry, facts, unit
 
 from tokenmill.schemas.tokenizer import OutputSpec
+from tokenmill.store import packing
 from tokenmill.store.access import Access
 from tokenmill.store.ledger import Entry, Ledger, StreamFacts
 from tokenmill.store.shards import ShardReader
@@ -84,25 +85,27 @@ def test_missing_and_truncated_files_are_found_without_reading(
     assert sorted(kinds(verify(access, ledger))) == ["missing", "size"]
 
 
-def test_flipped_ids_are_found(access: Access, ledger: Ledger) -> None:
-    made = entry(unit(an_input("a")), access=access)
+@pytest.mark.parametrize("encoding", ["plain", "packed"])
+def test_flipped_ids_are_found(access: Access, ledger: Ledger, encoding: str) -> None:
+    made = entry(unit(an_input("a")), access=access, encoding=encoding)
     commit(ledger, made)
     path = Path(access.full(made.result.shards[0].path))
     data = bytearray(path.read_bytes())
     with ShardReader(access, made.result.shards[0].path) as reader:
-        ids = reader.ids(1)
-    assert ids is not None
-    at = data.find(ids.tobytes())
+        ids = reader.batch(0).column("ids").values.to_numpy()
+    lying = packing.pack(ids, 10) if encoding == "packed" else ids
+    at = data.find(lying.tobytes())
     assert at > 0
     data[at] ^= 1
     path.write_bytes(data)
     assert kinds(verify(access, ledger)) == ["content"]
 
 
+@pytest.mark.parametrize("encoding", ["plain", "packed"])
 def test_damage_anywhere_is_a_problem_and_never_an_exception(
-    access: Access, ledger: Ledger
+    access: Access, ledger: Ledger, encoding: str
 ) -> None:
-    made = entry(unit(an_input("a")), access=access)
+    made = entry(unit(an_input("a")), access=access, encoding=encoding)
     commit(ledger, made)
     path = Path(access.full(made.result.shards[0].path))
     data = path.read_bytes()

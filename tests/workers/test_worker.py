@@ -67,6 +67,23 @@ def test_a_missing_field_is_absent_or_quarantined_where_required(tmp_path, kind)
 
 
 @pytest.mark.parametrize("kind", PATHS)
+def test_a_stream_may_ask_for_packed_ids(tmp_path, kind):
+    texts = ["plain ascii", "", "seven bits"]
+    write(tmp_path, texts)
+    stream = {"encoding": "packed", "config": {"codebooks": [128]}}
+    result = run(job := make_job(tmp_path, tokenizer=kind, stream=stream))
+    assert [s.encoding for s in result.shards] == ["packed"]
+    assert rows(job, result) == [t.encode() for t in texts]
+
+
+def test_ids_of_nobody_knows_what_size_cannot_be_packed(tmp_path):
+    write(tmp_path, ["a"])
+    job = make_job(tmp_path, stream={"encoding": "packed", "config": {"codebooks": []}})
+    with pytest.raises(TokenizerError, match="cannot be packed"):
+        worker_of(job)
+
+
+@pytest.mark.parametrize("kind", PATHS)
 def test_a_unit_without_samples_has_cells_and_no_shard(tmp_path, kind):
     write(tmp_path, [], [])
     result = run(make_job(tmp_path, tokenizer=kind))

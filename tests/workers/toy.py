@@ -121,7 +121,7 @@ class Bytes:
                 OutputSpec(
                     dtype="uint8",
                     axes=("T", "one") if config.get("grid") else ("T",),
-                    codebook_sizes=(256,),
+                    codebook_sizes=tuple(config.get("codebooks", (256,))),
                 ),
             ),
             prepare_in="child" if config.get("child") else "worker",
@@ -226,3 +226,13 @@ class Broken(Bytes):
         module.Local = Local  # type: ignore[attr-defined]
         sys.modules["nowhere_else"] = module
         return Local(16)
+
+
+class Noisy(Bytes):
+    """One id per window: the noise that `prepare` drew from its seed."""
+
+    def encode(self, windows: Sequence[Window]) -> Sequence[Piece]:
+        drawn = [np.array([w.meta["noise"] % 256], dtype=np.uint8) for w in windows]
+        return [
+            Piece(ids={"ids": ids}, index=w.index) for ids, w in zip(drawn, windows, strict=True)
+        ]

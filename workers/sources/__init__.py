@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from tokenmill.schemas.job import Source as SourceConfig
 from tokenmill.schemas.samples import Source
+from tokenmill.workers.sources.clips import ClipSource
 from tokenmill.workers.sources.files import FilesSource
 from tokenmill.workers.sources.jsonl import JsonlSource
 from tokenmill.workers.sources.parquet import ParquetSource
@@ -25,4 +26,5 @@ _FORMATS: dict[str, Callable[[SourceConfig], Source]] = {
 
 def open_source(config: SourceConfig) -> Source:
     """The source that `config` describes. Opens nothing; listing and reading do."""
-    return _FORMATS[config.format](config)
+    source = _FORMATS[config.format](config)
+    return source if config.clips is None else ClipSource(config, source)
