@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any, Literal
 import pyarrow.compute as pc
 
 from tokenmill.pipelines.coordinator import (
+    FAILED_STARTS,
     NewTask,
     Pool,
     PoolLimits,
@@ -160,34 +163,44 @@ class Session:
 
         Listing goes on beside it. Raises what a worker could not start for.
         """
-        worker = 0
+        numbers = itertools.count()
         for group in _fitting(self.pools, limits, executor):
             for id_ in list(self.kept):
                 executor.stop(id_)
             self.kept = {}
             for pool in group:
-                executor.start(worker, pool)
-                self.kept[worker] = pool
-                worker += 1
+                self._start(executor, next(numbers), pool)
             if not self.inputs:
                 self.list()
-            self._await(executor, set(self.kept))
+            self._await(executor, numbers)
         self.facts = dict(executor.facts())
 
-    def _await(self, executor: Executor, starting: set[int]) -> None:
-        while starting:
+    def _start(self, executor: Executor, worker: int, pool: Pool) -> None:
+        executor.start(worker, pool)
+        self.kept[worker] = pool
+
+    def _await(self, executor: Executor, numbers: Iterator[int]) -> None:
+        """Until all that were started are ready; one that dies is replaced, some times."""
+        ready: set[int] = set()
+        died: Counter[Pool] = Counter()
+        while self.kept.keys() - ready:
             for event in executor.wait(5.0):
                 match event:
                     case WorkerReady():
-                        starting.discard(event.worker)
+                        ready.add(event.worker)
                     case WorkerFailed():
                         raise event.error
                     case WorkerLost():
-                        raise StoreError(
-                            f"a worker of stream {self.kept[event.worker][1]!r} died at its start",
-                            why=event.why,
-                            remedy="look at its memory and at the cluster's logs, then run again",
-                        )
+                        pool = self.kept.pop(event.worker)
+                        died[pool] += 1
+                        if died[pool] >= FAILED_STARTS:
+                            raise StoreError(
+                                f"workers of stream {pool[1]!r} die at their start",
+                                why=f"{died[pool]} in a row; the last: {event.why}",
+                                remedy="look at their memory and at the cluster's logs, then run "
+                                "again",
+                            )
+                        self._start(executor, next(numbers), pool)
                     case _:
                         pass
 

@@ -31,7 +31,8 @@ from tests.chaos import parts
 from tests.chaos.proxy import KINDS, Proxy
 
 QUIET_TRIES = 6
-INJECT_SECONDS = 60.0  # at most, in one episode
+INJECT_SECONDS = 120.0  # at most, in one episode
+DISK_FILES = 40
 RUN = ("--workers", "2")
 Verdicts = dict[tuple[str, bytes], tuple[str, str]]  # (stream, sample) -> verdict, ids or reason
 
@@ -43,11 +44,16 @@ def corpus(folder: Path, files: int) -> int:
     folder.mkdir()
     for number in range(files):
         text = sources[number % len(sources)].read_text(encoding="utf-8", errors="replace")
-        rows = [json.dumps({"text": f"{number} {line}"}) for line in text.splitlines() if line]
+        rows = [json.dumps({"text": f"{number} {line}"}) for line in _lines(text)]
         rows[len(rows) // 2 : len(rows) // 2] = ["not json"]
         (folder / f"{number:04d}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
         samples += len(rows)
     return samples
+
+
+def _lines(text: str) -> list[str]:
+    """Without the toy tokenizer's word for filling the disk, which a regular expression holds."""
+    return [line for line in text.splitlines() if line and "<fill>" not in line]
 
 
 def job(store: str, source: str, checkpoint: Path) -> str:
@@ -137,8 +143,9 @@ class Storm:
 
     # -- faults ----------------------------------------------------------------------------
 
-    def kinds(self) -> dict[str, Callable[[], None]]:
-        found: dict[str, Callable[[], None]] = {
+    def kinds(self) -> dict[str, Callable[[], bool | None]]:
+        """By name; a fault that found nothing to hit returns False."""
+        found: dict[str, Callable[[], bool | None]] = {
             "actor": self.kill_actor,
             "child": self.kill_child,
             "node": self.kill_node,
@@ -147,16 +154,19 @@ class Storm:
         }
         return found | {f"s3 {kind}": lambda kind=kind: self.misbehave(kind) for kind in KINDS}
 
-    def kill_actor(self) -> None:
+    def kill_actor(self) -> bool:
         running = parts.encoding()
         victims = [p for p in parts.actors() if p.pid in running] or parts.actors()
         if victims:
             self.random.choice(victims).kill()
             self._killed = self._killed or ("worker", time.monotonic(), running)
+        return bool(victims)
 
-    def kill_child(self) -> None:
-        if victims := parts.children():
+    def kill_child(self) -> bool:
+        victims = parts.children()
+        if victims:
             self.random.choice(victims).kill()
+        return bool(victims)
 
     def kill_node(self) -> None:
         self.nodes.kill_worker_node(self.random.randrange(2))
@@ -194,12 +204,11 @@ class Storm:
                 if self.process.returncode == 0:
                     break
                 self.process = self._start(path)
-            # faults before any worker stands hit nothing: the driver alone may die then
-            if time.monotonic() >= next_fault and parts.actors():
+            if time.monotonic() >= next_fault and parts.actors():  # before them nothing is hit
                 order = order or self.random.sample(sorted(kinds), len(kinds))
                 kind = order.pop()
-                kinds[kind]()
-                self.faults[kind] += 1
+                if kinds[kind]() is not False:
+                    self.faults[kind] += 1
                 next_fault = time.monotonic() + self.random.uniform(0.2 * gap, gap)
             time.sleep(0.1)
         codes += self._calm_down(path)
@@ -269,30 +278,35 @@ class Storm:
 
 
 def disk_full(folder: Path) -> dict[str, Any]:
-    """A store on a disk of 3 MiB: exit 3 and no verdicts of it; with more room all is done."""
+    """A store on a disk of 1 MiB: exit 3 and no verdicts of it; with more room all is done."""
     disk = folder / "disk"
     disk.mkdir()
-    size = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)]
+    size = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
     if shutil.which("mount") is None or subprocess.run(size, capture_output=True).returncode:
         return {"skipped": "no mount here"}
     env = parts.environment("http://127.0.0.1:1")
-    corpus(folder / "disk-in", 40)
+    samples = corpus(folder / "disk-in", DISK_FILES)
     path = folder / "disk.yaml"
-    for store in (disk / "store", folder / "roomy"):
-        text = job(str(store), str(folder / "disk-in"), folder / "v.json")
-        path.write_text(text.replace("store_patience: 60", "store_patience: 4"))
-        codes = [parts.call("run", path, "--executor", "local", *RUN, env=env)[0]]
-        if store.parent == disk:
-            subprocess.run(["mount", "-o", "remount,size=300m", str(disk)], check=True)
-            codes.append(parts.call("run", path, "--executor", "local", *RUN, env=env)[0])
-            first = codes
-    code, _ = parts.call("verify", disk / "store", env=env)
-    small, twice = verdicts(str(disk / "store"))
-    calm, _ = verdicts(str(folder / "roomy"))
-    subprocess.run(["umount", str(disk)], check=False)
-    return {"runs": first, "verify": code, "checked": len(small), "duplicated": twice,
-            "lost": len(calm.keys() - small.keys()),
-            "different": sum(calm.get(k) != v for k, v in small.items())}  # fmt: skip
+    text = job(str(disk / "store"), str(folder / "disk-in"), folder / "v.json")
+    path.write_text(text.replace("store_patience: 60", "store_patience: 4"))
+    command = ("run", path, "--executor", "local", *RUN)
+    try:
+        codes = [parts.call(*command, env=env)[0]]
+        subprocess.run(["mount", "-o", "remount,size=300m", str(disk)], check=True)
+        codes.append(parts.call(*command, env=env)[0])
+        verify, _ = parts.call("verify", disk / "store", env=env)
+        found, twice = verdicts(str(disk / "store"))
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=False)
+    refused = sum(verdict != "tokens" for verdict, _ in found.values())
+    return {
+        "runs": codes,
+        "verify": verify,
+        "checked": len(found),
+        "duplicated": twice,
+        "lost": 2 * samples - len(found),
+        "different": refused - 2 * DISK_FILES,  # one line of every file is no JSON
+    }
 
 
 def apart() -> None:
@@ -320,6 +334,8 @@ def main() -> int:
     ctypes.CDLL(None).prctl(36, 1)  # orphans become our children: nothing escapes the count
     began = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="tm-chaos-"))
+    # or Ray writes its address where other clusters of this machine look for theirs
+    os.environ["RAY_TMPDIR"] = str(folder)
     try:
         storm = Storm(folder, chosen.seed, chosen.files)
         episodes = []

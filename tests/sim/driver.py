@@ -171,6 +171,8 @@ def _session(
     session.sources = {PIPELINE: CorpusSource(corpus)}  # type: ignore[dict-item]
     session.inputs = {}
     session.facts = dict(facts)
+    session.forgotten = {}
+    session._again = None
     return session
 
 
