@@ -11,7 +11,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tokenmill needs Python 3.11 or newer, this is " + sys.version.split()[0])'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[fast,image,video,data,cluster,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[fast,image,merges,video,data,cluster,dev]'
 	touch $@
 
 demo: $(VENV)/installed

@@ -18,6 +18,8 @@ from tokenmill.pipelines import (
     cli_amending,
     cli_asking,
     cli_cluster,
+    cli_decode,
+    cli_fit,
     cli_schedule,
     cli_tokenizers,
     cli_watch,
@@ -168,6 +170,8 @@ def init(
 
 cli_amending.register(app)
 cli_asking.register(app)
+cli_decode.register(app)
+cli_fit.register(app)
 cli_cluster.register(app)
 cli_schedule.register(app)
 cli_watch.register(app)

@@ -7,13 +7,21 @@ of an attempt that was given up is recognised by its token and ignored.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from tokenmill.pipelines.placement import Need, Node, fits
 from tokenmill.schemas.ledger import FORGOTTEN
-from tokenmill.schemas.work import FailureClass, Task, TaskFailure, TaskResult, WorkUnit
+from tokenmill.schemas.work import (
+    FailureClass,
+    ParentRows,
+    Task,
+    TaskFailure,
+    TaskResult,
+    WorkUnit,
+)
 
 Pool = tuple[str, str]  # (pipeline, stream): each has its own workers
 Name = tuple[str, bytes, str]  # (pipeline, unit, stream)
@@ -28,6 +36,8 @@ CONDEMNED_IN_A_ROW = 20
 REPLANS = 3
 # A pool whose workers die before they are ready, so often in a row, is not going to start.
 FAILED_STARTS = 3
+# A worker's start costs about this much, with weights from a node's cache.
+IDLE_SECONDS = 30.0
 _TAKEN_OUT = (FORGOTTEN, "taken out by `tokenmill forget`")
 
 
@@ -103,6 +113,13 @@ class StopAsked:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class CapacityChanged:
+    """Nodes joined, left or are being drained."""
+
+    nodes: tuple[Node, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Tick:
     """Time went by."""
 
@@ -117,6 +134,7 @@ Event = (
     | Replanned
     | ReplanPostponed
     | StopAsked
+    | CapacityChanged
     | Tick
 )
 
@@ -170,7 +188,11 @@ Decision = StartWorker | StopWorker | Assign | Commit | Replan | Finish
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NewTask:
-    """What the plan asks for."""
+    """What the plan asks for.
+
+    after: the parent stream, whose task of the same unit is added before this one and must be
+    committed first. parent: the committed rows to read; known at once, or from that commit on.
+    """
 
     unit: WorkUnit
     stream: str
@@ -178,6 +200,8 @@ class NewTask:
     planned_seq: int  # the ledger's sequence that the plan knew
     replaces: bool = False
     forgotten: frozenset[bytes] = frozenset()  # samples that get no tokens, unread
+    after: str | None = None
+    parent: ParentRows | None = None
 
     @property
     def pool(self) -> Pool:
@@ -193,7 +217,7 @@ class _Work:
     """One task's way through the run."""
 
     new: NewTask
-    state: Literal["waiting", "running", "done", "committing", "failed"] = "waiting"
+    state: Literal["blocked", "waiting", "running", "done", "committing", "failed"] = "waiting"
     lost: int = 0  # unexplained deaths of its worker: these are the attempts
     attempt: int | None = None
     avoid: int | None = None  # a worker it failed on
@@ -210,6 +234,7 @@ class _Worker:
     pool: Pool
     state: Literal["starting", "ready"] = "starting"
     running: dict[int, Name] = field(default_factory=dict)
+    idle_since: float | None = None
 
 
 @dataclass(kw_only=True, slots=True)
@@ -228,6 +253,12 @@ class PoolLimits:
     most: int
     cpus: float = 1.0
     gpus: float = 0.0
+    least: int = 0  # kept although they have nothing to do
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def need(self) -> Need:
+        return Need(cpus=self.cpus, gpus=self.gpus, labels=self.labels)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -271,19 +302,22 @@ class Coordinator:
         gpus: float = 0.0,
         attempts: int = 3,
         store_patience: float = 600.0,
+        nodes: Sequence[Node] | None = None,
     ) -> None:
+        """cpus, gpus: of one machine, unless `nodes` says what there is."""
         self._run = run
         self._pools = dict(pools)
-        self._cpus, self._gpus = cpus, gpus
+        self._nodes = tuple(nodes) if nodes is not None else (Node(cpus=cpus, gpus=gpus),)
         self._attempts = attempts
         self._store_patience = store_patience
         self._work: dict[Name, _Work] = {}
         self._waiting: dict[Pool, deque[Name]] = {pool: deque() for pool in pools}
+        self._children: dict[Name, list[Name]] = {}  # a task -> those that wait for its commit
         self._workers: dict[int, _Worker] = {}
         self._next_worker = 0
         self._next_attempt = 0
         self._done: dict[str, list[Name]] = {}
-        self._committing: set[str] = set()
+        self._committing: dict[str, list[Name]] = {}  # told of group by group
         self._oldest_done: float | None = None
         self._paused_until = 0.0
         self._pause = FIRST_PAUSE
@@ -298,6 +332,7 @@ class Coordinator:
         self._held: dict[str, _Held] = {}
         self._asked: Replan | None = None
         self._abandoned: list[str] = []
+        self._room: dict[Pool, tuple[object, bool]] = {}
         self.counts = Counts()
 
     # -- from outside -----------------------------------------------------------------
@@ -307,8 +342,11 @@ class Coordinator:
             if new.name in self._work:
                 continue
             self._work[new.name] = _Work(new=new)
-            self._waiting[new.pool].append(new.name)
             self.counts.planned += 1
+            if new.after is None:
+                self._waiting[new.pool].append(new.name)
+            else:
+                self._block(new.name, (new.unit.pipeline, new.unit.id, new.after))
 
     def adopt(self, worker: int, pool: Pool) -> None:
         """A worker that the probe has started already."""
@@ -353,7 +391,6 @@ class Coordinator:
             case Committed():
                 self._on_committed(event)
             case CommitPostponed():
-                self._committing.discard(event.pipeline)
                 self._give_back(event.pipeline)
                 self._store_fails(event.why, now)
             case Replanned():
@@ -365,6 +402,8 @@ class Coordinator:
                 self._store_fails(event.why, now)
             case StopAsked():
                 self._stop = self._stop or event
+            case CapacityChanged():
+                self._nodes = event.nodes
             case Tick():
                 pass
         decisions += self._advance(now)
@@ -437,9 +476,39 @@ class Coordinator:
             self.counts.failed += 1
             first = work.new.unit.spans[0].input.uri
             self._abandoned.append(f"{name[0]}/{name[2]}, unit from {first}: {why}")
+            self._give_up_children(name)
         else:
             work.state = "waiting"
             self._waiting[work.new.pool].appendleft(name)
+
+    def _block(self, name: Name, parent: Name) -> None:
+        """`name` waits for the commit of `parent`, or fails with it."""
+        if parent not in self._work:
+            raise ValueError(f"{name} waits for {parent}, which is not planned")
+        self._work[name].state = "blocked"
+        self._children.setdefault(parent, []).append(name)
+        if self._work[parent].state == "failed":
+            self._give_up_children(parent)
+
+    def _blocked(self, parent: Name) -> list[Name]:
+        """Those that have waited for `parent` until now, but for those planned anew meanwhile."""
+        children = self._children.pop(parent, [])
+        return [n for n in children if n in self._work and self._work[n].state == "blocked"]
+
+    def _give_up_children(self, name: Name) -> None:
+        """Their parent has failed: there will be nothing to read in this run."""
+        for child in self._blocked(name):
+            self._work[child].state = "failed"
+            self.counts.failed += 1
+            self._give_up_children(child)
+
+    def _free_children(self, name: Name, parent: ParentRows) -> None:
+        """Their parent is committed: its rows can be read."""
+        for child in self._blocked(name):
+            work = self._work[child]
+            work.new = replace(work.new, after=None, parent=parent)
+            work.state = "waiting"
+            self._waiting[work.new.pool].append(child)
 
     def _on_answer(self, event: Answered, now: float) -> Iterator[Decision]:
         answer = event.answer
@@ -518,7 +587,7 @@ class Coordinator:
         held.uris.update(uris)
         while True:
             touching = [n for n in self._work if n[0] == pipeline and self._touches(n, held.uris)]
-            waiting = [n for n in touching if self._work[n].state == "waiting"]
+            waiting = [n for n in touching if self._work[n].state in ("blocked", "waiting")]
             if not waiting:
                 break
             for name in waiting:
@@ -548,6 +617,11 @@ class Coordinator:
             if held.uris:
                 self._asked = Replan(pipeline=pipeline, uris=tuple(sorted(held.uris)))
                 yield self._asked
+
+    def _held_up(self) -> bool:
+        """Whether a plan waits for the commit of what is finished."""
+        blockers = (n for held in self._held.values() for n in held.blockers)
+        return any(n in self._work and self._work[n].state == "done" for n in blockers)
 
     def _drop(self, names: Sequence[Name]) -> None:
         gone = set(names)
@@ -589,11 +663,17 @@ class Coordinator:
         yield StopWorker(worker=worker)
 
     def _on_committed(self, event: Committed) -> None:
-        self._committing.discard(event.pipeline)
+        told = {(event.pipeline, *name) for name in (*event.committed, *event.dropped)}
+        left = [n for n in self._committing.pop(event.pipeline, []) if n not in told]
+        if left:  # another group of the same commit
+            self._committing[event.pipeline] = left
         self._store_works()
         for unit, stream in event.committed:
-            del self._work[event.pipeline, unit, stream]
+            name = (event.pipeline, unit, stream)
+            result = self._work.pop(name).result
+            assert result is not None
             self.counts.committed += 1
+            self._free_children(name, result.as_parent())
         uris: set[str] = set()
         for unit, stream in event.dropped:
             work = self._work.pop((event.pipeline, unit, stream))
@@ -616,10 +696,11 @@ class Coordinator:
 
     def _give_back(self, pipeline: str) -> None:
         """The entries of a commit that the store did not take wait for the next one."""
-        for name, work in self._work.items():
-            if name[0] == pipeline and work.state == "committing":
-                work.state = "done"
-                self._done.setdefault(pipeline, []).append(name)
+        names = self._committing.pop(pipeline, [])
+        for name in names:
+            self._work[name].state = "done"
+        if names:  # the oldest go first
+            self._done[pipeline] = names + self._done.get(pipeline, [])
 
     # -- the store --------------------------------------------------------------------
 
@@ -654,6 +735,7 @@ class Coordinator:
         if self._stop is None and now >= self._paused_until:
             yield from self._release()
             yield from self._assign()
+            yield from self._retire_idle(now)
             yield from self._resize()
         yield from self._end()
 
@@ -663,7 +745,7 @@ class Coordinator:
             return
         due = (
             self._stop is not None
-            or bool(self._held)  # they wait for what is finished there
+            or self._held_up()
             or waiting >= COMMIT_UNITS
             or (self._oldest_done is not None and now - self._oldest_done >= COMMIT_SECONDS)
             or not any(w.state in ("waiting", "running") for w in self._work.values())
@@ -681,7 +763,7 @@ class Coordinator:
                 work.state = "committing"
                 assert work.result is not None
                 results.append((work.new, work.result))
-            self._committing.add(pipeline)
+            self._committing[pipeline] = batch
             yield Commit(pipeline=pipeline, results=tuple(results))
         self._oldest_done = now if self._done else None
 
@@ -723,6 +805,7 @@ class Coordinator:
             isolate=work.isolate,
             condemned={**dict.fromkeys(work.new.forgotten, _TAKEN_OUT), **work.condemned},
             tolerate=work.tolerate,
+            parent=work.new.parent,
         )
 
     def _resize(self) -> Iterator[Decision]:
@@ -743,26 +826,63 @@ class Coordinator:
             self._workers[id_] = _Worker(pool=pool)
             yield StartWorker(worker=id_, pool=pool)
 
+    def _retire_idle(self, now: float) -> Iterator[Decision]:
+        """Let workers go that have had nothing to do for a while: their GPUs cost money, and an
+        autoscaler takes only nodes that nobody holds."""
+        for id_, worker in list(self._workers.items()):
+            if worker.running or worker.state != "ready" or self._waiting[worker.pool]:
+                worker.idle_since = None
+                continue
+            if worker.idle_since is None:
+                worker.idle_since = now
+            have = sum(w.pool == worker.pool for w in self._workers.values())
+            if now - worker.idle_since >= IDLE_SECONDS and have > self._pools[worker.pool].least:
+                del self._workers[id_]
+                yield StopWorker(worker=id_)
+
+    def wanted(self) -> dict[Pool, int]:
+        """Workers that each pool could keep busy, whatever there is room for: an autoscaler's
+        demand. Nothing once the run is to stop."""
+        found = {}
+        for pool, queue in self._waiting.items():
+            limits = self._pools[pool]
+            mine = [w for w in self._workers.values() if w.pool == pool]
+            busy = sum(bool(w.running) for w in mine)
+            more = -(-len(queue) // SLOTS)
+            count = min(limits.most, max(busy + more, limits.least if mine or queue else 0))
+            found[pool] = 0 if self._stop or self._finished else count
+        return found
+
     def _has_worker(self, pool: Pool) -> bool:
         return any(w.pool == pool for w in self._workers.values())
 
     def _neediest(self) -> Pool | None:
-        cpus = self._cpus - sum(self._pools[w.pool].cpus for w in self._workers.values())
-        gpus = self._gpus - sum(self._pools[w.pool].gpus for w in self._workers.values())
+        """The pool that should have one more worker: without any first, then below its minimum,
+        then by its queue for each worker."""
         best: tuple[float, Pool] | None = None
         for pool, queue in self._waiting.items():
             limits = self._pools[pool]
-            have = sum(w.pool == pool for w in self._workers.values())
-            starting = sum(w.pool == pool and w.state == "starting" for w in self._workers.values())
-            fits = limits.cpus <= cpus + 1e-9 and limits.gpus <= gpus + 1e-9
-            if not self._workers:
-                fits = True  # a machine with less than a worker asks for still does the work
-            if not fits or have >= limits.most or len(queue) <= starting * SLOTS:
+            mine = [w for w in self._workers.values() if w.pool == pool]
+            starting = sum(w.state == "starting" for w in mine)
+            enough = len(queue) <= starting * SLOTS and (not queue or len(mine) >= limits.least)
+            if enough or len(mine) >= limits.most:
                 continue
-            need = float("inf") if have == 0 else len(queue) / have
-            if best is None or need > best[0]:
+            need = float("inf") if not mine else len(queue) / len(mine)
+            if (best is None or need > best[0]) and self._room_for(pool):
                 best = (need, pool)
         return best[1] if best else None
+
+    def _room_for(self, pool: Pool) -> bool:
+        if not self._workers:
+            return True  # a machine with less than a worker asks for still does the work
+        counts = Counter(w.pool for w in self._workers.values())
+        counts[pool] += 1
+        # the coordinator asks at every event and the answer rarely changes
+        key = (self._nodes, tuple(sorted(counts.items())))
+        if self._room.get(pool, (None, False))[0] != key:
+            needs = [self._pools[p].need for p, n in counts.items() for _ in range(n)]
+            self._room[pool] = (key, fits(self._nodes, needs))
+        return self._room[pool][1]
 
     def _end(self) -> Iterator[Decision]:
         if self._committing or any(self._done.values()):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 
-from tokenmill.schemas.errors import TokenizerError
-from tokenmill.schemas.tokenizer import Checkpoint, Decodes, Encoded
+from tokenmill.pipelines.tensors import tensors
+from tokenmill.schemas.errors import JobError, TokenizerError
+from tokenmill.schemas.tokenizer import Checkpoint, Decodes, Encoded, Tokenizer
 from tokenmill.store.dataset import Dataset, open_store
-from tokenmill.store.decoding import StreamTokenizer
+from tokenmill.store.decoding import DecodeIds, StreamTokenizer
 from tokenmill.workers import registry
 from tokenmill.workers.one_off import LoadedTokenizer
 
@@ -29,8 +31,46 @@ def open(
     where there is no store.
     """
     return open_store(
-        uri, tag=tag, snapshot=snapshot, pipeline=pipeline, spaces=spaces, decoder=_decoder
+        uri,
+        tag=tag,
+        snapshot=snapshot,
+        pipeline=pipeline,
+        spaces=spaces,
+        decoder=_decoder,
+        tensors=tensors,
     )
+
+
+def ray_dataset(
+    uri: str,
+    *,
+    tag: str | None = None,
+    snapshot: str | None = None,
+    pipeline: str | None = None,
+    streams: Collection[str] | None = None,
+    spaces: Mapping[str, str] | None = None,
+    **options: Any,
+) -> Any:
+    """The samples of a snapshot as a `ray.data.Dataset`, read in parallel by shard.
+
+    A row is a sample: id (16 bytes), key, source, pipeline, and per stream its ids (null: no
+    tokens) and, where shapes vary, `<stream>.shape`. tag, snapshot, pipeline, spaces: as in
+    `open`; streams: only these. options: of `ray.data.read_datasource`, such as
+    override_num_blocks or concurrency. Workers need the store's credentials in their environment.
+    Raises StoreError, SpaceMismatch, JobError (also where Ray Data is not installed), at once.
+    """
+    try:
+        module = import_module("tokenmill.pipelines.ray_datasource")  # Ray Data takes seconds
+    except ModuleNotFoundError as missing:
+        raise JobError(
+            "Ray Data cannot be imported",
+            why=str(missing),
+            remedy="pip install 'tokenmill[data]'",
+        ) from None
+    dataset = open(uri, tag=tag, snapshot=snapshot, pipeline=pipeline, spaces=spaces)
+    if streams is not None:
+        dataset = dataset.select(streams=streams)
+    return module.read(dataset, options)
 
 
 def load_tokenizer(name: str, checkpoint: str | None = None, **config: Any) -> LoadedTokenizer:
@@ -38,8 +78,8 @@ def load_tokenizer(name: str, checkpoint: str | None = None, **config: Any) -> L
     return LoadedTokenizer(registry.load(name, checkpoint, config))
 
 
-def _decoder(stream: StreamTokenizer) -> Callable[[Any, tuple[int, ...]], Any]:
-    """Tokens back to media with the checkpoint that the ledger recorded.
+def load_recorded(stream: StreamTokenizer) -> Tokenizer:
+    """The tokenizer that the ledger recorded for a stream. Raises TokenizerError.
 
     A store is data: what it names must be installed here as a plug-in, it may not name code.
     """
@@ -53,12 +93,27 @@ def _decoder(stream: StreamTokenizer) -> Callable[[Any, tuple[int, ...]], Any]:
         if stream.checkpoint
         else None
     )
-    tokenizer = registry.load(stream.tokenizer, checkpoint, stream.config)
+    return registry.load(stream.tokenizer, checkpoint, stream.config)
+
+
+def _decoder(stream: StreamTokenizer) -> DecodeIds:
+    """Tokens back to media with the checkpoint that the ledger recorded."""
+    tokenizer = load_recorded(stream)
     if not isinstance(tokenizer, Decodes):
         raise TokenizerError(f"the tokenizer {stream.tokenizer} cannot decode")
     output = tokenizer.descriptor.outputs[0].name
 
     def decode(ids: np.ndarray[Any, Any], shape: tuple[int, ...]) -> Any:
         return tokenizer.decode({output: Encoded(ids=ids, shape=tuple(shape))})
+
+    return decode if stream.parent is None else _through(decode, _decoder(stream.parent))
+
+
+def _through(child: DecodeIds, parent: DecodeIds) -> DecodeIds:
+    """A child's tokens to its parent's, and those to media."""
+
+    def decode(ids: np.ndarray[Any, Any], shape: tuple[int, ...]) -> Any:
+        between = np.asarray(child(ids, shape))
+        return parent(between.ravel(), between.shape)
 
     return decode

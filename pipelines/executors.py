@@ -22,6 +22,7 @@ from tokenmill.pipelines.coordinator import (
     WorkerLost,
     WorkerReady,
 )
+from tokenmill.pipelines.placement import Node
 from tokenmill.schemas.job import Job, Policy
 from tokenmill.schemas.tokenizer import WorkerFacts
 from tokenmill.schemas.work import FailureClass, Task
@@ -58,6 +59,14 @@ class Executor(Protocol):
         ...
 
     def running(self) -> Running: ...
+
+    def nodes(self) -> tuple[Node, ...]:
+        """What there is room on, by node."""
+        ...
+
+    def want(self, wanted: Mapping[Pool, int]) -> None:
+        """So many workers could be kept busy: news for an autoscaler."""
+        ...
 
     def close(self) -> None:
         """Stop every worker that is left, at once."""
@@ -156,6 +165,12 @@ class LocalExecutor:
     def running(self) -> Running:
         values = self._running.values()
         return Running(samples=sum(r.samples for r in values), tokens=sum(r.tokens for r in values))
+
+    def nodes(self) -> tuple[Node, ...]:
+        return (Node(cpus=self.cpus, gpus=self.gpus),)
+
+    def want(self, wanted: Mapping[Pool, int]) -> None:
+        pass  # this machine does not grow
 
     def close(self) -> None:
         for worker in self._workers.values():

@@ -31,7 +31,7 @@ from tokenmill.pipelines.coordinator import (
     Tick,
 )
 from tokenmill.pipelines.executors import Executor, Running
-from tokenmill.schemas.errors import StoreUnavailable
+from tokenmill.schemas.errors import JobError, StoreUnavailable
 from tokenmill.schemas.job import Limits
 from tokenmill.schemas.work import TaskResult
 from tokenmill.store.ledger import Entry, Ledger, StreamFacts
@@ -65,7 +65,15 @@ class Committer:
             try:
                 outcome = self.ledger.commit(
                     decision.pipeline,
-                    [Entry(unit=n.unit, result=r, replaces=n.replaces) for n, r in results],
+                    [
+                        Entry(
+                            unit=n.unit,
+                            result=r,
+                            replaces=n.replaces,
+                            parent=n.parent.stream if n.parent else None,
+                        )
+                        for n, r in results
+                    ],
                     run=self.run,
                     planned_seq=planned_seq,
                     facts=self.facts[decision.pipeline],
@@ -157,6 +165,8 @@ def _carry_out(
                 tasks = replan(decision.pipeline, decision.uris)
             except StoreUnavailable as error:
                 return [ReplanPostponed(decision=decision, why=str(error))]
+            except JobError as error:  # what is finished is committed, and the run ends
+                return [StopAsked(why=str(error), exit_code=error.exit_code)]
             return [Replanned(tasks=tuple(tasks))]
         case Finish():
             pass

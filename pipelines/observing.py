@@ -1,4 +1,4 @@
-"""Who is told how a run goes, beside its progress bar: tally, log, metrics, and the lease."""
+"""Who is told how a run goes, beside its progress bar: tally, log, metrics, lease, autoscaler."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tokenmill.pipelines.coordinator import Coordinator
-from tokenmill.pipelines.executors import Running
+from tokenmill.pipelines.executors import Executor, Running
 from tokenmill.pipelines.run_log import RunLog
 from tokenmill.pipelines.tally import Tally
 from tokenmill.schemas.work import TaskResult
@@ -21,16 +21,17 @@ EVERY_SECONDS = 1.0
 
 
 class Observing:
-    """on_ray: whether there is a Ray to export metrics through. log: a path, `-`, or None."""
+    """executor: told what could be kept busy; metrics need Ray. log: a path, `-`, or None."""
 
     def __init__(
-        self, *, job: str, run: str, leases: Sequence[Lease], log: str | None, on_ray: bool
+        self, *, job: str, run: str, leases: Sequence[Lease], log: str | None, executor: Executor
     ) -> None:
         self.tally = Tally()
         self._leases = leases
         self._log = RunLog(log, job=job, run=run) if log else None
         self._metrics: RunMetrics | None = None
-        if on_ray:
+        self._executor = executor
+        if executor.name == "ray":
             # half a second of imports, and only where Ray is there already
             from tokenmill.pipelines.metrics import RunMetrics  # noqa: PLC0415 - see above
 
@@ -51,6 +52,7 @@ class Observing:
         if now - self._last < EVERY_SECONDS:
             return
         self._last = now
+        self._executor.want(coordinator.wanted())
         if self._metrics:
             self._metrics.watch(coordinator)
         counts = coordinator.counts

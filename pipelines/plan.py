@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from tokenmill.schemas.job import MIB
-from tokenmill.schemas.work import Input, Span, WorkUnit
+from tokenmill.schemas.work import Input, ParentRows, Span, WorkUnit
 
 Interval = tuple[int, int]
 
@@ -33,13 +33,26 @@ class CoveredSpan:
     recipe: str
     unit: bytes
     ordinal: int
+    seq: int = 0
+    first_row: int = 0  # where its rows lie within (unit, stream)
+    rows: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlannedTask:
+    """Of a child stream (pipelines/children.py): after, the parent stream whose task of this unit
+    must be committed first, or parent, its committed rows."""
+
     unit: WorkUnit
     stream: str
     replaces: bool = False
+    after: str | None = None
+    parent: ParentRows | None = None
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Of a child: it reads no input."""
+        return self.after is not None or self.parent is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,13 +67,16 @@ class Plan:
     outdated: Mapping[str, int] = field(default_factory=dict)
     # stream -> recipes of that coverage
     outdated_recipes: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    # children whose parent is tokenized there, but with another recipe than today's
+    orphans: tuple[str, ...] = ()
 
     @property
     def bytes(self) -> Mapping[str, int]:
-        """Bytes of input to read, by stream."""
+        """Bytes of input to read, by stream; a child reads tokens instead."""
         total: dict[str, int] = defaultdict(int)
         for task in self.tasks:
-            total[task.stream] += task.unit.size
+            if not task.reads_tokens:
+                total[task.stream] += task.unit.size
         return total
 
     @property
@@ -150,25 +166,13 @@ def plan(
     outdated: dict[str, int] = {}
     outdated_recipes: dict[str, frozenset[str]] = {}
     for stream, recipe in recipes.items():
-        covered: dict[bytes, list[Interval]] = defaultdict(list)
-        standing[stream] = defaultdict(list)
-        others: set[str] = set()
-        for cell in coverage.get(stream, ()):
-            if cell.recipe != recipe and cell.input in known:
-                outdated[stream] = outdated.get(stream, 0) + cell.end - cell.start
-                others.add(cell.recipe)
-                if retokenize:
-                    standing[stream][cell.input].append((cell.start, cell.end))
-                    continue
-            if again is not None and cell.unit in again.get(stream, ()):
-                standing[stream][cell.input].append((cell.start, cell.end))
-                continue
-            covered[cell.input].append((cell.start, cell.end))
-        if others:
-            outdated_recipes[stream] = frozenset(others)
-        todo[stream] = _uncovered(known, covered)
+        units = () if again is None else again.get(stream, ())
+        left = left_to_do(known, recipe, coverage.get(stream, ()), retokenize, units)
+        todo[stream], standing[stream] = left.todo, left.standing
         if again is not None:  # new inputs wait for the next run
-            todo[stream] = {i: sorted(cells) for i, cells in standing[stream].items() if i in known}
+            todo[stream] = {i: sorted(cells) for i, cells in left.standing.items() if i in known}
+        if left.recipes:
+            outdated[stream], outdated_recipes[stream] = left.outdated, left.recipes
 
     tasks = list(_keep_cuts(pipeline, known, todo, coverage, standing, replaces))
     total = sum(known[i].extent for i in set().union(*todo.values()) if i in known)
@@ -218,6 +222,49 @@ def _apart(
     pieces = [(cell, True) for cell in standing if _contains(need, cell)]
     pieces += [(rest, False) for whole in need for rest in subtract(whole, standing)]
     return tuple(sorted(pieces))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Left:
+    """What one stream lacks: input -> intervals; standing: the cells among them that are to be
+    replaced; bytes and recipes of its outdated coverage."""
+
+    todo: dict[bytes, list[Interval]]
+    standing: dict[bytes, list[Interval]]
+    outdated: int
+    recipes: frozenset[str]
+
+
+def left_to_do(
+    known: Mapping[bytes, Input],
+    recipe: str,
+    cells: Iterable[CoveredSpan],
+    retokenize: bool,
+    again: Collection[bytes] = (),
+) -> Left:
+    """The known inputs minus valid cells; those of another recipe count unless `retokenize`, those
+    of the units in `again` never."""
+    covered: dict[bytes, list[Interval]] = defaultdict(list)
+    standing: dict[bytes, list[Interval]] = defaultdict(list)
+    others: set[str] = set()
+    outdated = 0
+    for cell in cells:
+        if cell.recipe != recipe and cell.input in known:
+            outdated += cell.end - cell.start
+            others.add(cell.recipe)
+            if retokenize:
+                standing[cell.input].append((cell.start, cell.end))
+                continue
+        if cell.unit in again:
+            standing[cell.input].append((cell.start, cell.end))
+            continue
+        covered[cell.input].append((cell.start, cell.end))
+    return Left(
+        todo=_uncovered(known, covered),
+        standing=standing,
+        outdated=outdated,
+        recipes=frozenset(others),
+    )
 
 
 def _uncovered(

@@ -7,15 +7,18 @@ cross the object store (design section 3). The head node needs no CPUs.
 from __future__ import annotations
 
 import os
+import time
 import uuid
 from collections.abc import Mapping
 from typing import Any
 
 import ray
 from ray import exceptions as ray_errors
+from ray.autoscaler.sdk import request_resources
 
 from tokenmill.pipelines.coordinator import (
     Answered,
+    CapacityChanged,
     Event,
     Pool,
     WorkerFailed,
@@ -23,6 +26,7 @@ from tokenmill.pipelines.coordinator import (
     WorkerReady,
 )
 from tokenmill.pipelines.executors import Running, too_long
+from tokenmill.pipelines.placement import Node
 from tokenmill.schemas.errors import StoreError, TokenmillError
 from tokenmill.schemas.job import Job, Resources
 from tokenmill.schemas.tokenizer import WorkerFacts
@@ -33,6 +37,8 @@ from tokenmill.workers.inflight import Held
 # The object store carries only small records; the default of 30 % of memory is pages wasted.
 OBJECT_STORE_BYTES = 128 << 20
 PAGE_SECONDS = 30.0  # to read a dead actor's page on another node
+# How soon a node that joined or left is noticed.
+NODES_SECONDS = 2.0
 
 
 def connect(address: str | None) -> None:
@@ -76,6 +82,7 @@ class RayExecutor:
     def __init__(self, job: Job, address: str | None = None) -> None:
         self._job = job
         self._ours = not ray.is_initialized()
+        self._ours_alone = self._ours and address in (None, "local")
         connect(address)
         resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
         self.cpus = float(resources.get("CPU", 0))
@@ -84,20 +91,27 @@ class RayExecutor:
         self._pools: dict[int, Pool] = {}
         self._pages: dict[int, str] = {}
         self._refs: dict[Any, tuple[str, int]] = {}
-        self._nodes: dict[int, str] = {}
+        self._homes: dict[int, str] = {}
         self._facts: dict[Pool, WorkerFacts] = {}
         self._running: dict[int, Running] = {}
         # in-flight pages lie in each node's own folder: read back where this is that node
         self._tag = uuid.uuid4().hex[:12]
+        self._nodes = _nodes()
+        self._looked = time.monotonic()
+        self._wanted: Mapping[Pool, int] = {}
 
     def start(self, worker: int, pool: Pool) -> None:
         need = self._job.resources.get(pool[1], Resources())
         stream = self._job.pipelines[pool[0]].streams[pool[1]]
         page = f"{self._tag}-{worker}"
         actor = actor_class(
-            # a machine with fewer CPUs than a worker asks for still does the work
-            num_cpus=min(need.cpus_per_worker, self.cpus) if self.cpus else need.cpus_per_worker,
+            # a machine with fewer CPUs than a worker asks for still does the work; a cluster may
+            # yet get the node that is asked for
+            num_cpus=min(need.cpus_per_worker, self.cpus)
+            if self._ours_alone
+            else need.cpus_per_worker,
             num_gpus=need.gpus_per_worker,
+            **({"label_selector": dict(need.labels)} if need.labels else {}),
             runtime_env=stream.runtime_env or None,
         ).remote(self._job, pool[0], pool[1], page)
         self._actors[worker], self._pools[worker], self._pages[worker] = actor, pool, page
@@ -115,6 +129,36 @@ class RayExecutor:
         self._forget(worker)
 
     def wait(self, timeout: float) -> list[Event]:
+        return [*self._capacity(), *self._answers(timeout)]
+
+    def nodes(self) -> tuple[Node, ...]:
+        return self._nodes
+
+    def _capacity(self) -> list[Event]:
+        if time.monotonic() - self._looked < NODES_SECONDS:
+            return []
+        found = _nodes()
+        self._looked = time.monotonic()
+        if found == self._nodes:
+            return []
+        self._nodes = found
+        return [CapacityChanged(nodes=found)]
+
+    def want(self, wanted: Mapping[Pool, int]) -> None:
+        """Ask the cluster's autoscaler, where it has one, for room for so many; none: let go."""
+        if wanted == self._wanted or self._ours_alone:
+            return
+        self._wanted = dict(wanted)
+        bundles: list[dict[str, float]] = []
+        selectors: list[dict[str, str]] = []
+        for pool, count in wanted.items():
+            need = self._job.resources.get(pool[1], Resources())
+            bundle = {"CPU": need.cpus_per_worker, "GPU": need.gpus_per_worker}
+            bundles += [{name: n for name, n in bundle.items() if n}] * count
+            selectors += [dict(need.labels)] * count
+        request_resources(bundles=bundles, bundle_label_selectors=selectors)
+
+    def _answers(self, timeout: float) -> list[Event]:
         if not self._refs:
             return []
         ready, _ = ray.wait(
@@ -150,7 +194,7 @@ class RayExecutor:
                 self._running.pop(worker, None)
                 return [Answered(worker=worker, pipeline=pool[0], answer=value)]
             case "node":
-                self._nodes[worker] = value
+                self._homes[worker] = value
             case "progress":
                 self._running[worker] = Running(
                     samples=sum(p.samples for p in value), tokens=sum(p.tokens for p in value)
@@ -181,7 +225,7 @@ class RayExecutor:
 
     def _held(self, worker: int) -> Held | None:
         """What the dead actor's page says, on whichever node it lies."""
-        node, page = self._nodes.get(worker), self._pages[worker]
+        node, page = self._homes.get(worker), self._pages[worker]
         if node is None or node == ray.get_runtime_context().get_node_id():
             return in_flight(page)
         return in_flight_on(node, page, PAGE_SECONDS)
@@ -206,8 +250,28 @@ class RayExecutor:
     def close(self) -> None:
         for worker in list(self._actors):
             self.stop(worker)
+        if not self._ours_alone and self._wanted:
+            self.want({})
         if self._ours:
             ray.shutdown()
+
+
+def _nodes() -> tuple[Node, ...]:
+    """Nodes that live, sorted. One that is being drained counts until it is gone: Ray places
+    nothing more on it, so a worker that we start meanwhile waits a little."""
+    found = []
+    for node in ray.nodes():  # type: ignore[no-untyped-call]
+        if node["Alive"]:
+            have = node["Resources"]
+            found.append(
+                Node(
+                    cpus=float(have.get("CPU", 0)),
+                    gpus=float(have.get("GPU", 0)),
+                    labels=dict(node.get("Labels") or {}),
+                    id=node["NodeID"],
+                )
+            )
+    return tuple(sorted(found, key=lambda each: each.id))
 
 
 def _runtime_env_error(pool: Pool, error: Exception) -> TokenmillError:

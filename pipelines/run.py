@@ -108,13 +108,14 @@ def run(job: Job, options: Options, *, watch: Watcher, say: Say) -> Report:
             gpus=executor.gpus,
             attempts=job.policy.attempts,
             store_patience=job.policy.store_patience,
+            nodes=executor.nodes(),
         )
         coordinator.add(session.tasks(plans))
         for worker, pool in session.kept.items():
             coordinator.adopt(worker, pool)
         report.start_seconds = time.monotonic() - began
         observing = Observing(
-            job=job.name, run=run_id, leases=leases, log=options.log, on_ray=executor.name == "ray"
+            job=job.name, run=run_id, leases=leases, log=options.log, executor=executor
         )
         stops.begin(job.limits, lost=lambda: any(x.lost for x in leases), gpus=executor.gpus)
         finish = _drive(

@@ -5,14 +5,17 @@ from __future__ import annotations
 import itertools
 import json
 import time
+import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
+from tokenmill.pipelines.children import Attempt, Child, plan_children
 from tokenmill.pipelines.coordinator import (
     FAILED_STARTS,
     NewTask,
@@ -27,16 +30,20 @@ from tokenmill.pipelines.executors import Executor, LocalExecutor
 from tokenmill.pipelines.plan import CoveredSpan, Plan, plan
 from tokenmill.schemas.errors import JobError, StoreError
 from tokenmill.schemas.identity import canonical_uri
-from tokenmill.schemas.job import Job, Resources, nearest, parse_job
+from tokenmill.schemas.job import Job, Resources, nearest, parents_first, parse_job
 from tokenmill.schemas.ledger import FORGOTTEN
-from tokenmill.schemas.samples import Source
-from tokenmill.schemas.tokenizer import WorkerFacts
-from tokenmill.schemas.work import Input
+from tokenmill.schemas.samples import Source, alternatives
+from tokenmill.schemas.tokenizer import WorkerFacts, parent_mismatch
+from tokenmill.schemas.work import Input, ParentFile
 from tokenmill.store.access import Access
 from tokenmill.store.dataset import open_store
 from tokenmill.store.ledger import Ledger
 from tokenmill.workers.sources import open_source
 
+# Of a stream, where the job names no maximum.
+MOST_WORKERS = 1024
+# After so long without a worker a person should know what is waited for.
+PATIENCE_SECONDS = 60.0
 ExecutorName = Literal["ray", "local"]
 Planned = Mapping[str, tuple[Plan, int]]  # pipeline -> its plan, the ledger's sequence it knows
 
@@ -151,10 +158,16 @@ class Session:
                     where=f"resources.{pool[1]}.gpus_per_worker",
                     remedy="set it to 0, or run on a cluster with --address",
                 )
-            by_cpu = executor.cpus / need.cpus_per_worker if need.cpus_per_worker else 1024
-            most = self.options.workers or need.workers.max or max(1, int(by_cpu))
+            # nodes bound it, and on a cluster they may yet come; what takes nothing, CPUs do
+            takes = need.cpus_per_worker or need.gpus_per_worker
+            most = need.workers.max or (MOST_WORKERS if takes else max(1, int(executor.cpus)))
+            most = self.options.workers or most
             found[pool] = PoolLimits(
-                most=most, cpus=need.cpus_per_worker, gpus=need.gpus_per_worker
+                most=most,
+                cpus=need.cpus_per_worker,
+                gpus=need.gpus_per_worker,
+                least=min(need.workers.min, most),
+                labels=need.labels if executor.name == "ray" else {},
             )
         return found
 
@@ -173,7 +186,30 @@ class Session:
             if not self.inputs:
                 self.list()
             self._await(executor, numbers)
-        self.facts = dict(executor.facts())
+        self.facts = self._with_parents(executor.facts())
+
+    def _with_parents(self, facts: Mapping[Pool, WorkerFacts]) -> dict[Pool, WorkerFacts]:
+        """A child's recipe holds its parent's. Raises JobError where they do not fit."""
+        found = dict(facts)
+        for name, config in self.job.pipelines.items():
+            for stream in parents_first(config.streams):
+                parent = config.streams[stream].parent
+                if parent is None:
+                    continue
+                child, of = found[name, stream], found[name, parent]
+                output, space = of.output, of.identity.space
+                if why := parent_mismatch(
+                    child.descriptor, output.axes, output.codebook_sizes, space
+                ):
+                    raise JobError(
+                        f"the stream {stream!r} cannot read the tokens of {parent!r}",
+                        where=f"pipelines.{name}.streams.{stream}.parent",
+                        why=why,
+                        remedy="name the stream or the checkpoint that belong together",
+                    )
+                identity = child.identity.child_of(space, of.identity.recipe)
+                found[name, stream] = replace(child, identity=identity)
+        return found
 
     def _start(self, executor: Executor, worker: int, pool: Pool) -> None:
         executor.start(worker, pool)
@@ -183,7 +219,11 @@ class Session:
         """Until all that were started are ready; one that dies is replaced, some times."""
         ready: set[int] = set()
         died: Counter[Pool] = Counter()
-        while self.kept.keys() - ready:
+        began, warned = time.monotonic(), False
+        while starting := self.kept.keys() - ready:
+            if not warned and time.monotonic() - began > PATIENCE_SECONDS:
+                warned = True
+                warnings.warn(_no_place(self.job, [self.kept[w] for w in starting]), stacklevel=2)
             for event in executor.wait(5.0):
                 match event:
                     case WorkerReady():
@@ -215,10 +255,11 @@ class Session:
         for name, stream in self.pools:
             config = self.job.pipelines[name].streams[stream]
             wanted = list(config.fields.values()) or ([config.field] if config.field else [])
-            probe = self.inputs[name][:8]
+            # what a multi-object input has is known from its listing; others are opened to see
+            probe = [i for n, i in enumerate(self.inputs[name]) if n < 8 or i.parts]
             found = {f for i in probe for f in self.sources[name].fields(i)}
             for field_ in wanted:
-                if found and field_ not in found:
+                if found and found.isdisjoint(alternatives(field_)):
                     where = f"pipelines.{name}.streams.{stream}.field"
                     raise JobError(
                         f"no input has the field {field_!r}{nearest(field_, found)}",
@@ -238,17 +279,33 @@ class Session:
                 inputs = [i for i in self.sources[name].list() if i.uri in set(only[1])]
             seq = ledger.seq(name) if ledger else 0
             self.forgotten[name] = forgotten(ledger, name) if ledger else {}
+            coverage = covered(ledger, name) if ledger else {}
+            again = self.again(ledger, name)
+            streams = [s for s, c in config.streams.items() if c.parent is None]
             made = plan(
                 name,
                 inputs,
-                {s: self.facts[name, s].identity.recipe for s in config.streams},
-                covered(ledger, name) if ledger else {},
+                {s: self.facts[name, s].identity.recipe for s in streams},
+                coverage,
                 unit_bytes=config.source.unit_bytes,
                 unit_inputs=config.source.unit_inputs,
                 splittable=self.sources[name].splittable,
                 retokenize=self.options.retokenize,
-                again=self.again(ledger, name),
+                again=again,
             )
+            if children := self._children(name):
+                parents = {child.parent for child in children}
+                files = parent_files(ledger, name, parents) if ledger else {}
+                made = plan_children(
+                    made,
+                    inputs,
+                    children,
+                    _but(coverage, {c.stream for c in children}, again),
+                    files,
+                    retokenize=self.options.retokenize,
+                )
+                if made.orphans and only is not None:
+                    raise _overtaken(name, made.orphans)
             plans[name] = (made, seq)
         return plans
 
@@ -267,6 +324,20 @@ class Session:
                 streams.setdefault(row["stream"], set()).add(bytes.fromhex(row["unit"]))
         return self._again.get(pipeline, {})
 
+    def _children(self, pipeline: str) -> Sequence[Child]:
+        streams = self.job.pipelines[pipeline].streams
+        return [
+            Child(
+                stream=stream,
+                recipe=self.facts[pipeline, stream].identity.recipe,
+                parent=parent,
+                parent_space=self.facts[pipeline, parent].identity.space,
+                parent_recipe=self.facts[pipeline, parent].identity.recipe,
+            )
+            for stream in parents_first(streams)
+            if (parent := streams[stream].parent) is not None
+        ]
+
     def tasks(self, plans: Planned) -> Iterator[NewTask]:
         for name, (made, seq) in plans.items():
             gone = self.forgotten[name]
@@ -278,8 +349,22 @@ class Session:
                     recipe=self.facts[name, task.stream].identity.recipe,
                     planned_seq=seq,
                     replaces=task.replaces,
+                    after=task.after,
+                    parent=task.parent,
                     forgotten=frozenset().union(*(gone.get(place, ()) for place in places)),
                 )
+
+
+def _no_place(job: Job, pools: Sequence[Pool]) -> str:
+    parts = []
+    for _, stream in pools:
+        need = job.resources.get(stream, Resources())
+        text = f"{stream!r} ({need.cpus_per_worker:g} CPUs, {need.gpus_per_worker:g} GPUs"
+        parts.append(text + "".join(f", {k}={v}" for k, v in need.labels.items()) + ")")
+    return (
+        f"no worker is ready yet of: {', '.join(parts)}. It starts as soon as a node has room; "
+        "look at `ray status`, and at resources in the job"
+    )
 
 
 def _fitting(
@@ -298,21 +383,55 @@ def _fitting(
     yield group
 
 
+def _overtaken(pipeline: str, orphans: Sequence[str]) -> JobError:
+    """In the middle of a run; before it, `refuse_outdated` says so."""
+    return JobError(
+        f"another run has tokenized the parent of stream {orphans[0]!r} with another recipe",
+        where=f"pipelines.{pipeline}.streams.{orphans[0]}",
+        why="this run cannot make the child of tokens that it would not have made itself",
+        remedy="run again with the job of that run, or --retokenize with this one",
+    )
+
+
+COVERED = (
+    "input",
+    "span_start",
+    "span_end",
+    "recipe",
+    "unit",
+    "ordinal",
+    "seq",
+    "first_row",
+    "rows",
+)
+
+
 def covered(ledger: Ledger, pipeline: str) -> dict[str, list[CoveredSpan]]:
     """stream -> its valid cells."""
     table = ledger.coverage(pipeline)
     found: dict[str, list[CoveredSpan]] = {}
     for stream in pc.unique(table["stream"]).to_pylist():
         rows = table.filter(pc.equal(table["stream"], stream))
-        columns = [
-            rows[c].to_pylist()
-            for c in ("input", "span_start", "span_end", "recipe", "unit", "ordinal")
-        ]
+        columns = [rows[c].to_pylist() for c in COVERED]
         found[stream] = [
-            CoveredSpan(input=i, start=a, end=b, recipe=r, unit=u, ordinal=o)
-            for i, a, b, r, u, o in zip(*columns, strict=True)
+            CoveredSpan(
+                input=i, start=a, end=b, recipe=r, unit=u, ordinal=o, seq=q, first_row=f, rows=n
+            )
+            for i, a, b, r, u, o, q, f, n in zip(*columns, strict=True)
         ]
     return found
+
+
+def _but(
+    coverage: Mapping[str, Sequence[CoveredSpan]],
+    children: Collection[str],
+    again: Mapping[str, Collection[bytes]] | None,
+) -> Mapping[str, Sequence[CoveredSpan]]:
+    """`coverage` without the cells of children that are to be tried again."""
+    if not again:
+        return coverage
+    kept = {s: [c for c in coverage[s] if c.unit not in again.get(s, ())] for s in coverage}
+    return {s: kept[s] if s in children else cells for s, cells in coverage.items()}
 
 
 def _refused(access: Access, where: str) -> list[dict[str, Any]]:
@@ -324,6 +443,21 @@ def _refused(access: Access, where: str) -> list[dict[str, Any]]:
     )
     rows: list[dict[str, Any]] = open_store(access.uri, pin=False).sql(sql).to_pylist()
     return rows
+
+
+def parent_files(
+    ledger: Ledger, pipeline: str, parents: Collection[str]
+) -> dict[Attempt, list[ParentFile]]:
+    """The committed shard files of streams, by the commit that wrote them, in row order."""
+    columns = ("stream", "unit", "seq", "path", "first_row", "rows")
+    table = ledger.rows("unit", pipeline=pipeline, columns=columns)
+    table = table.filter(pc.is_in(table["stream"], value_set=pa.array(sorted(parents))))
+    found: dict[Attempt, list[ParentFile]] = {}
+    for row in table.sort_by("first_row").to_pylist():
+        files = found.setdefault((row["stream"], row["unit"], row["seq"]), [])
+        if row["path"] is not None:  # a unit without rows has no file
+            files.append(ParentFile(path=row["path"], first_row=row["first_row"], rows=row["rows"]))
+    return found
 
 
 def forgotten(ledger: Ledger, pipeline: str) -> dict[bytes, frozenset[bytes]]:

@@ -19,6 +19,7 @@ from tokenmill.schemas.errors import JobError
 
 Format = Literal["text", "jsonl", "parquet", "webdataset", "files"]
 MIB = 1 << 20
+STARTER = "starter"  # a checkpoint: the one that comes with the tokenizer (a file: "./starter")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}\Z", re.IGNORECASE)
 
 
@@ -96,17 +97,22 @@ class Stream(_Model):
     tokenizer: str
     """Name of a tokenizer: `tokenmill tokenizers` lists them."""
     field: str | None = None
-    """The source's field that the tokenizer reads; may be left out where the source has one."""
+    """The source's field that the tokenizer reads, or several (`jpg;png`): the first that a sample
+    has. May be left out where the source has one."""
     fields: dict[str, str] = {}
     """Tokenizer role -> source field, where there are several."""
+    parent: str | None = None
+    """Another stream of this pipeline: the tokenizer reads its tokens instead of a field."""
     output: str | None = None
     """One of the tokenizer's outputs, where it has several."""
     checkpoint: str | None = None
-    """Path or URI of the weights or vocabulary."""
+    """Path or URI of the weights or vocabulary; `starter`, or left out: the one that comes with
+    the tokenizer, where one does."""
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$")
     """Checked after fetching and before parsing."""
     config: dict[str, Any] = {}
-    """The tokenizer's own settings; part of the recipe."""
+    """The tokenizer's own settings; part of the recipe. Paths that begin with ./ or ../ start at
+    the job file's folder."""
     required: bool = False
     """A sample without the field is quarantined (true) or `absent` (false)."""
     encoding: Literal["auto", "plain", "zstd", "packed"] = "auto"
@@ -119,6 +125,8 @@ class Stream(_Model):
     def _one_way_of_naming_fields(self) -> Stream:
         if self.field is not None and self.fields:
             raise ValueError("give either `field` or `fields`, not both")
+        if self.parent is not None and (self.field is not None or self.fields):
+            raise ValueError("give either `parent` or a field: a child reads its parent's tokens")
         return self
 
 
@@ -130,13 +138,42 @@ class Pipeline(_Model):
     @classmethod
     def _names(cls, value: dict[str, Stream]) -> dict[str, Stream]:
         _check_names(value, "stream")
+        for name, stream in value.items():
+            if stream.parent is not None and stream.parent not in value:
+                hint = nearest(stream.parent, value.keys() - {name})
+                raise ValueError(f"{name}.parent: no stream is called {stream.parent!r}{hint}")
+        parents_first(value)
         return value
+
+
+def parents_first(streams: Mapping[str, Stream]) -> list[str]:
+    """The names, each after its parent, else in their order. Raises ValueError for a circle."""
+    order: list[str] = []
+    for name in streams:
+        line: list[str] = []
+        at: str | None = name
+        while at is not None and at not in order:
+            if at in line:
+                raise ValueError(
+                    f"{at}.parent: the streams {' -> '.join([*line, at])} are a circle"
+                )
+            line.append(at)
+            at = streams[at].parent
+        order += reversed(line)
+    return order
 
 
 class Workers(_Model):
     min: int = Field(default=0, ge=0)
+    """Kept although they have nothing to do, until the run ends; others are released."""
     max: int | None = Field(default=None, ge=1)
     """Left out: as many as the CPUs (or GPUs) allow."""
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Workers:
+        if self.max is not None and self.max < self.min:
+            raise ValueError(f"max ({self.max}) is less than min ({self.min})")
+        return self
 
 
 class Resources(_Model):
@@ -145,6 +182,15 @@ class Resources(_Model):
     gpus_per_worker: float = Field(default=0, ge=0)
     cpus_per_worker: float = Field(default=1, ge=0)
     workers: Workers = Workers()
+    labels: dict[str, str] = {}
+    """Ray only: nodes that have these labels (`ray start --labels`, KubeRay's `labels`)."""
+
+    @field_validator("gpus_per_worker")
+    @classmethod
+    def _gpus(cls, value: float) -> float:
+        if value > 1 and value != int(value):
+            raise ValueError("a fraction of one GPU, or whole GPUs: not 1.5")
+        return value
 
 
 class Policy(_Model):
@@ -317,16 +363,29 @@ def _keys_at(path: list[str]) -> list[str]:
 
 def _resolve(job: Job, folder: str) -> Job:
     def absolute(path: str) -> str:
-        if "://" in path or not path:
+        if "://" in path or not path or path == STARTER:
             return path
         return posixpath.normpath(posixpath.join(folder, posixpath.expanduser(path)))
+
+    def beside(value: Any) -> Any:
+        """Paths within a tokenizer's settings, which only their beginning tells apart."""
+        if isinstance(value, dict):
+            return {key: beside(one) for key, one in value.items()}
+        if isinstance(value, str) and value.startswith(("./", "../")):
+            return absolute(value)
+        return value
 
     pipelines = {}
     for name, pipeline in job.pipelines.items():
         uris = [absolute(u) for u in pipeline.source.uris]
         source = pipeline.source.model_copy(update={"uri": uris[0] if len(uris) == 1 else uris})
         streams = {
-            s: v.model_copy(update={"checkpoint": absolute(v.checkpoint)}) if v.checkpoint else v
+            s: v.model_copy(
+                update={
+                    "checkpoint": absolute(v.checkpoint) if v.checkpoint else v.checkpoint,
+                    "config": beside(v.config),
+                }
+            )
             for s, v in pipeline.streams.items()
         }
         pipelines[name] = pipeline.model_copy(update={"source": source, "streams": streams})

@@ -32,6 +32,21 @@ class SampleBatch:
         return len(self.ids)
 
 
+def alternatives(field: str) -> tuple[str, ...]:
+    """`jpg;png` in a job file: the first of these that a sample has."""
+    return tuple(name.strip() for name in field.split(";") if name.strip())
+
+
+def values_of(batch: SampleBatch, field: str) -> Sequence[Any]:
+    """One value per sample for a field of the job file; None where the sample has none of its
+    alternatives."""
+    columns = [batch.fields[name] for name in alternatives(field) if name in batch.fields]
+    if len(columns) == 1:
+        return columns[0]
+    rows = zip(*columns, strict=True) if columns else ((),) * len(batch)
+    return [next((value for value in row if value is not None), None) for row in rows]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SpanDone:
     """Ends a span. `fault`: the input-level quarantine row of an archive that ends early."""

@@ -17,7 +17,7 @@ A tokenizer whose samples are one field, one window and one sequence each (text)
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenmill.schemas.errors import SampleError
-from tokenmill.schemas.identity import recipe_hash
+from tokenmill.schemas.identity import json_hash, recipe_hash
 
 Modality = Literal["text", "image", "video", "audio", "3d"]
 Ids = NDArray[np.unsignedinteger[Any]]
@@ -61,6 +61,9 @@ class Descriptor:
     outputs: tuple[OutputSpec, ...]
     conditions: tuple[str, ...] = ()  # other fields that change the ids
     parent: str | None = None  # an output whose tokens it reads instead of media
+    parent_axes: tuple[str, ...] = ()  # with `parent`: the axes of its ids, () for any
+    parent_codebooks: tuple[int, ...] = ()  # with `parent`: sizes of its codebooks, () for any
+    parent_space: str | None = None  # with `parent`: the only space whose ids it understands
     device: Literal["cpu", "cuda", "any"] = "cpu"
     prepare_in: Literal["worker", "child"] = "child"  # media decoding runs in a killable child
     memory_bytes: int = 0  # ceiling on the device, 0 unknown
@@ -100,6 +103,15 @@ class TokenizerIdentity:
     @property
     def recipe(self) -> str:
         return recipe_hash(self.space, self.parts)
+
+    def child_of(self, space: str, recipe: str) -> TokenizerIdentity:
+        """The identity of a stream that reads another's tokens: theirs is part of its own."""
+        parent = {"space": space, "recipe": recipe}
+        return replace(
+            self,
+            space=json_hash({"space": self.space, "parent": space}),
+            parts={**self.parts, "parent": parent},
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -261,9 +273,30 @@ class EngineMismatch(Exception):
     """
 
 
+def parent_mismatch(
+    child: Descriptor, axes: tuple[str, ...], codebooks: tuple[int, ...], space: str
+) -> str | None:
+    """Why tokens of these axes, codebooks and this space are not what the child reads, or None."""
+    if child.parent_axes and child.parent_axes != axes:
+        return f"it reads ids with the axes {child.parent_axes}, the parent's have {axes}"
+    if child.parent_codebooks and child.parent_codebooks != codebooks:
+        return (
+            f"it reads ids of the codebooks {child.parent_codebooks}, the parent's are {codebooks}"
+        )
+    if child.parent_space not in (None, space):
+        return (
+            f"it was made for ids of the space {child.parent_space}, the parent's is {space}: the "
+            "same number means another thing"
+        )
+    return None
+
+
 @runtime_checkable
 class Decodes(Protocol):
-    """Beside `Tokenizer`: tokens back to media (numpy, or str for text)."""
+    """Beside `Tokenizer`: tokens back to media (numpy, or str for text).
+
+    One that reads a parent's tokens gives back those, with their axes.
+    """
 
     def decode(self, encoding: Encoding, conditions: Fields | None = None) -> Any: ...
 

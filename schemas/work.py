@@ -93,9 +93,35 @@ class WorkUnit:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ParentFile:
+    """One committed shard file of a parent stream: its place in the store and its rows."""
+
+    path: str
+    first_row: int  # number of its first row within (unit, stream)
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParentRows:
+    """What a child stream reads instead of the source: committed rows of one (unit, stream).
+
+    unit: the parent's; the child's has the same spans, or those of them that are still valid.
+    spans: for each span of the child's unit, first row and number of rows.
+    """
+
+    stream: str
+    space: str
+    recipe: str
+    unit: bytes
+    files: tuple[ParentFile, ...]
+    spans: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Task:
     """(unit, stream) under one attempt token; `recipe` is the plan's and the worker must agree.
 
+    parent: the rows that a child stream reads; None for a stream that reads the source.
     isolate: sample ids that an earlier attempt died on or beside: each is encoded alone.
     condemned: sample id -> (reason, message): quarantined without being touched again.
     tolerate: error strings (`Quarantine.error`) found to be the samples' own fault: however many
@@ -110,6 +136,7 @@ class Task:
     isolate: frozenset[bytes] = frozenset()
     condemned: Mapping[bytes, tuple[str, str]] = field(default_factory=dict)
     tolerate: frozenset[str] = frozenset()
+    parent: ParentRows | None = None
 
     @property
     def name(self) -> tuple[bytes, str]:
@@ -201,6 +228,19 @@ class TaskResult:
                 f"G1: {self.enumerated} samples enumerated, but {self.with_tokens} with tokens + "
                 f"{len(self.quarantined)} quarantined + {self.absent} absent = {total}"
             )
+
+    def as_parent(self) -> ParentRows:
+        """Where a child finds these rows, once they are committed."""
+        return ParentRows(
+            stream=self.stream,
+            space=self.space,
+            recipe=self.recipe,
+            unit=self.unit,
+            files=tuple(
+                ParentFile(path=s.path, first_row=s.first_row, rows=s.rows) for s in self.shards
+            ),
+            spans=tuple((cell.first_row, cell.rows) for cell in self.cells),
+        )
 
 
 class FailureClass(StrEnum):

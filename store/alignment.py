@@ -10,7 +10,7 @@ only those (`Plan.partial`) may have to be joined by sample id.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 Interval = tuple[int, int]  # half-open range of rows within (unit, stream)
@@ -111,6 +111,21 @@ def _aligned_pieces(
             files={s: _touching(streams[s], start, stop) for s in sorted(here)},
         )
         for start, stop, here in runs
+    ]
+
+
+def by_file(piece: Piece) -> list[Piece]:
+    """The piece cut where any of its streams begins another shard file."""
+    starts = {f.first_row for files in piece.files.values() for f in files}
+    edges = [piece.start, *sorted(s for s in starts if piece.start < s < piece.stop), piece.stop]
+    return [
+        replace(
+            piece,
+            start=start,
+            stop=stop,
+            files={s: _touching(files, start, stop) for s, files in piece.files.items()},
+        )
+        for start, stop in pairwise(edges)
     ]
 
 

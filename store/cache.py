@@ -6,7 +6,7 @@ import fcntl
 import hashlib
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -56,6 +56,25 @@ class LocalCache:
         with self._one_at_a_time(target):
             if not target.exists():
                 self._download(access, path, version, sha256, target)
+            with write_errors(target):
+                os.utime(target)  # used now: evicted last
+        self.evict(keep=target)
+        return target
+
+    def made(self, name: str, make: Callable[[Path], None]) -> Path:
+        """The file `name`, which says all that its bytes depend on; `make` writes it into the path
+        that it is given, once per node. Raises what `make` raises, StoreUnavailable (no space).
+        """
+        target = self.root / name
+        with self._one_at_a_time(target):
+            if not target.exists():
+                temporary = target.with_name(f"{HIDDEN}{uuid.uuid4().hex}")
+                try:
+                    with write_errors(target):
+                        make(temporary)
+                        temporary.replace(target)
+                finally:
+                    temporary.unlink(missing_ok=True)
             with write_errors(target):
                 os.utime(target)  # used now: evicted last
         self.evict(keep=target)

@@ -137,7 +137,20 @@ class Rivals:
             for version, seq in self.versions.get((stream, place), {}).items():
                 if seq > planned_seq and version != input_:
                     return f"another run committed another version of {uri}"
+            if entry.parent is not None and self._parent_moved(
+                (entry.parent, input_), start, end, planned_seq
+            ):
+                return f"another run committed its parent's cells of {uri} anew"
         return None
+
+    def _parent_moved(
+        self, place: tuple[str, bytes], start: int, end: int, planned_seq: int
+    ) -> bool:
+        """A child goes by the rows of its parent that are valid when it is committed."""
+        return any(
+            rival.seq > planned_seq and rival.start < end and start < rival.end
+            for rival in self.cells.get(place, ())
+        )
 
 
 class _Group:

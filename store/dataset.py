@@ -28,17 +28,23 @@ from numpy.typing import NDArray
 from tokenmill.schemas.errors import JobError, SpaceMismatch
 from tokenmill.schemas.job import nearest
 from tokenmill.store.access import Access
-from tokenmill.store.alignment import FileRows, Plan, plan_pipeline
+from tokenmill.store.alignment import FileRows, Plan, by_file, plan_pipeline
 from tokenmill.store.choosing import choose_snapshot
 from tokenmill.store.decoding import Decoder, Decoders, StreamTokenizer
 from tokenmill.store.gather import read_piece
 from tokenmill.store.joining import Join
 from tokenmill.store.ledger import Ledger
+from tokenmill.store.parts import Part
 from tokenmill.store.query import run_sql
 from tokenmill.store.rows import Batch, Column, Row
 from tokenmill.store.shards import ShardReader
 from tokenmill.store.snapshot import Snapshot
+from tokenmill.store.stream.loader import Tensors
+from tokenmill.store.stream.making import make_loader, make_vocabulary
 from tokenmill.store.views import CELLS_SCHEMA
+
+# From a kind ("numpy", "torch") and whether it is page-locked to what converts batches.
+MakeTensors = Callable[[str, bool], Tensors | None]
 
 
 class MixedRecipes(UserWarning):
@@ -61,20 +67,23 @@ def open_store(
     pipeline: str | None = None,
     spaces: Mapping[str, str] | None = None,
     decoder: Decoder | None = None,
+    tensors: MakeTensors | None = None,
     pin: bool = True,
 ) -> Dataset:
     """A dataset over the current snapshot of the store at `uri`, or over a named one.
 
     tag: a name given by `tokenmill tag`. snapshot: a snapshot's hash, or its beginning.
     pipeline: only this one. spaces: stream -> 64 hex digits; tokens of another space are refused
-    (G7). decoder: what `decode` uses. pin: False for a quick question: the current snapshot is not
-    written to the store, and nothing protects what it names from vacuum.
+    (G7). decoder: what `decode` uses. tensors: what a loader's batches become.
+    pin: False for a quick question: the current snapshot is not written to the store, and nothing
+    protects what it names from vacuum.
 
     Raises StoreError where there is no store, tag or snapshot, JobError for an unknown pipeline
     or stream, SpaceMismatch.
     """
     access = Access(uri)
-    dataset = Dataset(access, choose_snapshot(access, tag, snapshot, pin=pin), decoder=decoder)
+    chosen = choose_snapshot(access, tag, snapshot, pin=pin)
+    dataset = Dataset(access, chosen, decoder=decoder, tensors=tensors)
     if pipeline is not None:
         dataset = dataset.select(pipeline=pipeline)
     for stream, space in (spaces or {}).items():
@@ -90,20 +99,28 @@ class Dataset:
         access: Access,
         snapshot: Snapshot,
         *,
-        files: tuple[FileRows, ...] | None = None,
+        table: pa.Table | None = None,
         decoder: Decoder | None = None,
+        tensors: MakeTensors | None = None,
+        chosen: tuple[str | None, frozenset[str] | None] = (None, None),
     ) -> None:
         self._access = access
         self._snapshot = snapshot
-        self._files = _files(snapshot.table) if files is None else files
+        self._table = snapshot.table if table is None else table
         self._decoder = decoder
+        self._tensors = tensors
+        self._chosen = chosen
         self._joins: dict[tuple[str, frozenset[str]], Join] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {k: v for k, v in self.__dict__.items() if k not in ("_ledger", "_decoders")}
-        return {**state, "_joins": {}}
+        made = ("_ledger", "_decoders", "_files")
+        return {**{k: v for k, v in self.__dict__.items() if k not in made}, "_joins": {}}
 
     # -- what is there ----------------------------------------------------------------------
+
+    @property
+    def access(self) -> Access:
+        return self._access
 
     @property
     def uri(self) -> str:
@@ -116,21 +133,25 @@ class Dataset:
 
     @cached_property
     def pipelines(self) -> tuple[str, ...]:
-        return tuple(sorted({f.pipeline for f in self._files}))
+        return tuple(sorted(pc.unique(self._table["pipeline"]).to_pylist()))
 
     @cached_property
     def streams(self) -> tuple[str, ...]:
-        return tuple(sorted({f.stream for f in self._files}))
+        return tuple(sorted(pc.unique(self._table["stream"]).to_pylist()))
 
     @cached_property
     def spaces(self) -> Mapping[str, tuple[str, ...]]:
         """Stream -> its spaces; more than one cannot be read together."""
-        return _distinct(self._files, lambda f: f.space)
+        return _distinct(self._table, "space")
 
     @cached_property
     def recipes(self) -> Mapping[str, tuple[str, ...]]:
         """Stream -> its recipes; several of one space are read, with a warning."""
-        return _distinct(self._files, lambda f: f.recipe)
+        return _distinct(self._table, "recipe")
+
+    @cached_property
+    def _files(self) -> tuple[FileRows, ...]:
+        return _files(self._table)  # an object per shard: not before somebody reads rows
 
     def __repr__(self) -> str:
         return (
@@ -154,19 +175,38 @@ class Dataset:
     ) -> Dataset:
         """The same snapshot, one pipeline or some streams of it. Raises JobError for unknown
         names."""
-        files = self._files
+        table, chosen = self._table, self._chosen
         if pipeline is not None:
             _check_known("pipeline", [pipeline], self.pipelines, self.uri)
-            files = tuple(f for f in files if f.pipeline == pipeline)
+            if self.pipelines != (pipeline,):
+                table = table.filter(pc.equal(table["pipeline"], pipeline))
+            chosen = (pipeline, chosen[1])
         if streams is not None:
             wanted = self._wanted(streams)
-            files = tuple(f for f in files if f.stream in wanted)
+            if wanted != set(self.streams):  # else a million rows would be copied
+                names = pa.array(sorted(wanted), pa.string())
+                table = table.filter(pc.is_in(table["stream"], value_set=names))
+            chosen = (chosen[0], wanted)
         return Dataset(
             self._access,
             self._snapshot,
-            files=files,
+            table=table,
             decoder=self._decoder,
+            tensors=self._tensors,
+            chosen=chosen,
         )
+
+    def at(self, snapshot: str | None) -> Dataset:
+        """The same choice over another snapshot: a hash or its beginning, None for the newest.
+        Raises StoreError, JobError where it lacks the pipeline or a stream chosen."""
+        whole = Dataset(
+            self._access,
+            choose_snapshot(self._access, None, snapshot, pin=True),
+            decoder=self._decoder,
+            tensors=self._tensors,
+        )
+        pipeline, streams = self._chosen
+        return whole.select(pipeline=pipeline, streams=streams)
 
     def require_space(self, stream: str, space: str) -> None:
         """Refuse to go on unless every token of `stream` is of `space` (64 hex digits, or their
@@ -205,12 +245,7 @@ class Dataset:
         no sample of the batch has is missing from `batch.columns`.
         Raises SpaceMismatch at once where a stream holds two spaces.
         """
-        wanted = self._wanted(streams)
-        self.check_spaces(wanted)
-        for stream in sorted(wanted):
-            if len(self.recipes[stream]) > 1:
-                _warn_of_mix(self.uri, stream, self.recipes[stream])
-        return self._batches(wanted)
+        return self._batches(self._readable(streams))
 
     def columns(self, stream: str) -> Iterator[Column]:
         """The columns of one stream: `values` (flat ids) and `offsets` per batch."""
@@ -225,6 +260,20 @@ class Dataset:
                     yield from self._join(plan, streams).read(index, piece, streams, decode)
                 else:
                     yield from read_piece(self._access, piece, streams, decode)
+
+    def parts(self, streams: Collection[str] | None = None) -> list[Part]:
+        """All samples in disjoint parts, in the order of `batches`, for processes that share the
+        reading: about one part per shard file. Raises SpaceMismatch as `batches` does."""
+        wanted = self._readable(streams)
+        parts = []
+        for plan in self._plans(wanted):
+            for index, piece in enumerate(plan.pieces):
+                if index in plan.partial:
+                    join = self._join(plan, wanted).only(index)
+                    parts.append(Part(self._access, piece, wanted, index=index, join=join))
+                else:
+                    parts += [Part(self._access, each, wanted) for each in by_file(piece)]
+        return [part for part in parts if part.rows]
 
     def _plans(self, streams: frozenset[str]) -> Iterator[Plan]:
         files = sorted((f for f in self._files if f.stream in streams), key=lambda f: f.pipeline)
@@ -245,6 +294,15 @@ class Dataset:
             columns=["unit", "input", "source_id", "seq", "first_row", "rows"],
             filter=pc.field("unit").isin(pa.array(units, pa.binary())),
         )
+
+    def _readable(self, streams: Collection[str] | None) -> frozenset[str]:
+        """The wanted streams: of one space each, with a warning where of several recipes (G7)."""
+        wanted = self._wanted(streams)
+        self.check_spaces(wanted)
+        for stream in sorted(wanted):
+            if len(self.recipes[stream]) > 1:
+                _warn_of_mix(self.uri, stream, self.recipes[stream])
+        return wanted
 
     def _wanted(self, streams: Collection[str] | None) -> frozenset[str]:
         if streams is None:
@@ -286,6 +344,28 @@ class Dataset:
             found[stream] = StreamType(dtype=dtype, shaped=shaped)
         return found
 
+    def first_paths(self) -> dict[tuple[str, str], str]:
+        """One shard file of each (stream, recipe)."""
+        names = ["stream", "recipe"]
+        found = self._table.select([*names, "path"]).group_by(names).aggregate([("path", "min")])
+        return {(r["stream"], r["recipe"]): r["path_min"] for r in found.to_pylist()}
+
+    # -- training ---------------------------------------------------------------------------
+
+    loader = make_loader
+    vocabulary = make_vocabulary
+
+    def tensors(self, kind: str, pinned: bool) -> Tensors | None:
+        """What makes a loader's batches `kind`; None for numpy. Raises JobError."""
+        if self._tensors is not None:
+            return self._tensors(kind, pinned)
+        if kind != "numpy" or pinned:
+            raise JobError(
+                f"the store alone makes no tensors of kind {kind!r}",
+                remedy="open it with tokenmill.open",
+            )
+        return None
+
     # -- asking -----------------------------------------------------------------------------
 
     def sql(self, text: str, parameters: Mapping[str, str] | None = None) -> pa.Table:
@@ -296,9 +376,7 @@ class Dataset:
 
     def snapshot_table(self) -> pa.Table:
         """The rows of the snapshot that this dataset selects."""
-        chosen = pa.array(sorted({f.path for f in self._files}), pa.string())
-        table = self._snapshot.table
-        return table.filter(pc.is_in(table["path"], value_set=chosen))
+        return self._table
 
     def cells(self) -> pa.Table:
         """The valid cells now, in CELLS_SCHEMA."""
@@ -362,16 +440,14 @@ def _warn_of_mix(uri: str, stream: str, recipes: Collection[str]) -> None:
         f"stream {stream!r} of {uri} mixes {len(recipes)} recipes of one space: "
         f"{', '.join(recipe[:12] for recipe in recipes)}",
         MixedRecipes,
-        stacklevel=4,
+        stacklevel=5,
     )
 
 
-def _distinct(
-    files: Iterable[FileRows], what: Callable[[FileRows], str]
-) -> dict[str, tuple[str, ...]]:
+def _distinct(table: pa.Table, what: str) -> dict[str, tuple[str, ...]]:
     found: dict[str, set[str]] = {}
-    for file in files:
-        found.setdefault(file.stream, set()).add(what(file))
+    for pair in table.select(["stream", what]).group_by(["stream", what]).aggregate([]).to_pylist():
+        found.setdefault(pair["stream"], set()).add(pair[what])
     return {stream: tuple(sorted(values)) for stream, values in sorted(found.items())}
 
 

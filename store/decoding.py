@@ -30,6 +30,8 @@ class StreamTokenizer:
     checkpoint_sha256: str | None
     config: Mapping[str, Any]
     descriptor: Mapping[str, Any]
+    # whose tokens it reads instead of media, if any: decoding gives those back first
+    parent: StreamTokenizer | None = None
 
 
 # From a stream's tokenizer to a function (flat ids, shape) -> media.
@@ -74,7 +76,13 @@ class Decoders:
                 where=self._where,
                 why=f"recipe {recipe}",
             )
+        descriptor = json.loads(row["descriptor"] or "{}")
+        parent = None
+        if descriptor.get("parent") is not None:
+            recipe_above = json.loads(row["parts"] or "{}").get("parent", {}).get("recipe", "")
+            parent = self._by_recipe(pipeline, recipe_above)
         return StreamTokenizer(
+            parent=parent,
             pipeline=pipeline,
             stream=stream,
             tokenizer=row["tokenizer"],
@@ -83,5 +91,17 @@ class Decoders:
             checkpoint=row["checkpoint"],
             checkpoint_sha256=row["checkpoint_sha256"],
             config=json.loads(row["config"] or "{}"),
-            descriptor=json.loads(row["descriptor"] or "{}"),
+            descriptor=descriptor,
+        )
+
+    def _by_recipe(self, pipeline: str, recipe: str) -> StreamTokenizer:
+        """The tokenizer that a child's parent had, whatever its stream is called now."""
+        assert self._rows is not None
+        for at, stream, found in reversed(self._rows):
+            if (at, found) == (pipeline, recipe):
+                return self.tokenizer(pipeline, stream, recipe)
+        raise TokenizerError(
+            "the ledger has no tokenizer row for the parent of a stream",
+            where=self._where,
+            why=f"recipe {recipe}",
         )

@@ -10,6 +10,7 @@ must not get the old caption (G8).
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -140,18 +141,34 @@ class Join:
         self, access: Access, plan: Plan, cells: Callable[[Sequence[bytes]], pa.Table]
     ) -> None:
         self._access = access
-        self._pieces = [plan.pieces[i] for i in plan.partial]
-        self._links = link(
-            [piece.streams for piece in self._pieces],
-            [read_ids(access, piece) for piece in self._pieces],
-            current_rows(self._pieces, cells(sorted({piece.unit for piece in self._pieces}))),
+        pieces = [plan.pieces[i] for i in plan.partial]
+        links = link(
+            [piece.streams for piece in pieces],
+            [read_ids(access, piece) for piece in pieces],
+            current_rows(pieces, cells(sorted({piece.unit for piece in pieces}))),
         )
+        self._pieces: Mapping[int, Piece] = dict(enumerate(pieces))
+        self._links: Mapping[int, Links] = dict(enumerate(links))
         self._number = {index: number for number, index in enumerate(plan.partial)}
 
     @property
     def not_read(self) -> int:
         """Rows that are no samples of their own: read with an earlier piece, or out of date."""
-        return sum(int((~links.keep).sum()) for links in self._links)
+        return sum(int((~links.keep).sum()) for links in self._links.values())
+
+    def rows(self, index: int) -> int:
+        """Samples that `read(index, …)` gives."""
+        return int(self._links[self._number[index]].keep.sum())
+
+    def only(self, index: int) -> Join:
+        """As much of this join as `read(index, …)` needs: to be sent to another process."""
+        number = self._number[index]
+        links = self._links[number]
+        narrow = copy.copy(self)
+        narrow._links = {number: links}
+        narrow._pieces = {n: self._pieces[n] for n in set(links.pieces.tolist())}
+        narrow._number = {index: number}
+        return narrow
 
     def read(
         self, index: int, piece: Piece, streams: frozenset[str], decode: Decode | None

@@ -35,11 +35,13 @@ class StreamFacts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
-    """A finished task and its unit. `replaces`: --retokenize, retry or a new cut in place."""
+    """A finished task and its unit. `replaces`: --retokenize, retry or a new cut in place.
+    `parent`: the stream whose committed tokens it was made from, if any."""
 
     unit: WorkUnit
     result: TaskResult
     replaces: bool = False
+    parent: str | None = None
 
     @property
     def name(self) -> tuple[bytes, str]:

@@ -1,7 +1,7 @@
 """The `ids` column of a packed shard: an Arrow extension type over fixed-width bits.
 
 Storage: list<fixed_size_list<bool>[w]>, one list of ids per row, each id w booleans, the least
-significant first. Arrow keeps booleans as bits, so the ids lie back to back (see packing.py), and
+significant first. Arrow keeps booleans as bits, so the ids lie back to back (see bits.py), and
 list offsets, nulls and slices are Arrow's own, counted in ids. The field's metadata names the type
 (`ARROW:extension:name` = tokenmill.packed) and says w and the dtype of the ids
 (`ARROW:extension:metadata`, JSON). A reader that knows none of this sees the booleans; nothing is
@@ -17,7 +17,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from tokenmill.schemas.identity import canonical_json
-from tokenmill.store import packing
+from tokenmill.store.bits import pack, unpack
 
 EXTENSION = "tokenmill.packed"
 _NAME, _METADATA = b"ARROW:extension:name", b"ARROW:extension:metadata"
@@ -69,7 +69,7 @@ def lists(
     offsets = np.zeros(len(lengths) + 1, np.int32)
     np.cumsum(lengths, out=offsets[1:])
     kind = _storage(bits)
-    packed = pa.py_buffer(packing.pack(values, bits))
+    packed = pa.py_buffer(pack(values, bits))
     flags = pa.Array.from_buffers(pa.bool_(), len(values) * bits, [None, packed])
     items = pa.Array.from_buffers(kind.value_type, len(values), [None], children=[flags])
     mask = None if present.all() else pa.py_buffer(np.packbits(present, bitorder="little"))
@@ -99,7 +99,7 @@ class PackedLists:
 
     def ids(self, start: int, stop: int) -> NDArray[Any]:
         """The ids [start, stop) of the flat sequence."""
-        return packing.unpack(
+        return unpack(
             self.bytes, start=start, count=stop - start, width=self._bits, dtype=self._dtype
         )
 

@@ -227,6 +227,12 @@ class Row:
         code = column.codes[self._i]
         return None if code == NOT_COMMITTED else Verdict(code)
 
+    def recipe(self, stream: str) -> str | None:
+        """The recipe that made the ids; None where there are none."""
+        if self[stream] is None:
+            return None
+        return self._batch.columns[stream].recipe(self._i)
+
     def decode(self, stream: str) -> Any:
         """Tokens back to media (see Dataset.decode), without the padding at its end; None where
         there are no tokens."""

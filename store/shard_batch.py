@@ -58,6 +58,10 @@ class ShardBatch:
             len(verdicts) == 0 or verdicts.max() <= max(Verdict)
         )
 
+    @property
+    def empty(self) -> bool:
+        return not len(self._values)
+
     def lies_in(self, region: pa.Buffer | None) -> bool:
         """Whether the ids are a view into the mapped file, not decompressed or downloaded."""
         if region is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from types import TracebackType
@@ -67,15 +67,25 @@ class ShardReader:
     batch_rows: int
     encoding: str
 
-    def __init__(self, access: Access, path: str, *, cache: LocalCache | None = None) -> None:
+    def __init__(
+        self,
+        access: Access,
+        path: str,
+        *,
+        cache: LocalCache | None = None,
+        columns: Sequence[str] | None = None,
+    ) -> None:
         self.where = access.full(path)
         self._held: OrderedDict[int, ShardBatch] = OrderedDict()
+        self._columns: list[str] | None = None
         with self._reading():
             self._source, self._map = _open(access, path, cache)
         try:
             with self._reading():
                 self._reader = pa.ipc.open_file(self._source, options=_OPTIONS)
                 self._read_head()
+                if columns is not None:
+                    self._narrow(columns)
         except BaseException:
             self._source.close()
             raise
@@ -93,6 +103,24 @@ class ShardReader:
         self.batch_count: int = count
         last = self._get(count - 1).rows if count else 0
         self.rows = max(0, count - 1) * self.batch_rows + last
+
+    def _narrow(self, columns: Sequence[str]) -> None:
+        """Read only these columns from here on, `ids` and `verdict` among them: the others are
+        neither decompressed nor checked."""
+        names = self._reader.schema.names
+        self._columns = [name for name in columns if name in names]
+        held = self._held.values()
+        mapped = self._map is not None and all(b.empty or b.lies_in(self._map) for b in held)
+        self._held.clear()
+        if not mapped:  # of a plain mapped file, pyarrow would copy what is included
+            fields_ = [names.index(name) for name in self._columns]
+            options = pa.ipc.IpcReadOptions(use_threads=False, included_fields=fields_)
+            self._reader = pa.ipc.open_file(self._source, options=options)
+
+    @property
+    def region(self) -> pa.Buffer | None:
+        """The mapped file, None for a remote one: ids of plain batches are views into it."""
+        return self._map
 
     def _check_version(self, metadata: dict[bytes, bytes]) -> None:
         if META_FORMAT not in metadata:
@@ -179,6 +207,8 @@ class ShardReader:
             return held
         with self._reading():
             data = self._reader.get_batch(index)
+            if self._columns is not None:
+                data = data.select(self._columns)
             data.validate(full=True)  # offsets and indices of a stranger's file may point anywhere
         full = index < self.batch_count - 1
         if data.num_rows > self.batch_rows or (full and data.num_rows < self.batch_rows):
@@ -200,6 +230,17 @@ class ShardReader:
         if not 0 <= index < self.batch_count:
             raise IndexError(f"batch {index} of {self.batch_count}")
         return self._get(index).plain()
+
+    def unchecked(self) -> Iterator[pa.RecordBatch]:
+        """All record batches as they lie in the file, buffers of the right size and nothing more:
+        offsets may point anywhere. For readers that check all batches of a shard at once."""
+        for index in range(self.batch_count):
+            with self._reading():
+                data = self._reader.get_batch(index)
+                if self._columns is not None:
+                    data = data.select(self._columns)
+                data.validate()
+            yield data
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         """All record batches in order."""

@@ -19,7 +19,12 @@ __version__ = "0.1.0"
 _HOMES = {
     "open": "pipelines.door",
     "load_tokenizer": "pipelines.door",
+    "ray_dataset": "pipelines.door",
     "Dataset": "store.dataset",
+    "Part": "store.stream.part",
+    "Take": "store.stream.part",
+    "Shuffle": "store.stream.part",
+    "Vocabulary": "store.stream.vocabulary",
     "TokenmillError": "schemas.errors",
     "JobError": "schemas.errors",
     "SourceError": "schemas.errors",
@@ -32,6 +37,7 @@ _HOMES = {
 if TYPE_CHECKING:
     from tokenmill.pipelines.door import load_tokenizer as load_tokenizer
     from tokenmill.pipelines.door import open as open
+    from tokenmill.pipelines.door import ray_dataset as ray_dataset
     from tokenmill.schemas.errors import JobError as JobError
     from tokenmill.schemas.errors import SampleError as SampleError
     from tokenmill.schemas.errors import SourceError as SourceError
@@ -40,6 +46,10 @@ if TYPE_CHECKING:
     from tokenmill.schemas.errors import TokenizerError as TokenizerError
     from tokenmill.schemas.errors import TokenmillError as TokenmillError
     from tokenmill.store.dataset import Dataset as Dataset
+    from tokenmill.store.stream.part import Part as Part
+    from tokenmill.store.stream.part import Shuffle as Shuffle
+    from tokenmill.store.stream.part import Take as Take
+    from tokenmill.store.stream.vocabulary import Vocabulary as Vocabulary
 
 __all__ = ["__version__", *_HOMES]
 

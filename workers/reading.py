@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tokenmill.schemas.errors import SampleError
-from tokenmill.schemas.samples import SampleBatch, Source, SpanDone
+from tokenmill.schemas.samples import SampleBatch, Source, SpanDone, alternatives, values_of
 from tokenmill.schemas.work import Cell, Quarantine, WorkUnit
 
 # A call of a text engine costs as much as some ten short samples: `format: text` gives them one
@@ -33,7 +33,7 @@ class Block:
 
 
 class UnitReader:
-    """One pass over a unit. fields: tokenizer role -> field name of the source.
+    """One pass over a unit. fields: tokenizer role -> field of the source, or `a;b`: the first.
 
     After `blocks` is exhausted: cells, input_faults. `seconds` and `bytes_read` count as it goes.
     """
@@ -83,7 +83,8 @@ class UnitReader:
             yield _merged(waiting)
 
     def _batches(self) -> Iterator[SampleBatch]:
-        names = tuple(dict.fromkeys(self._fields.values()))
+        wanted = (name for field in self._fields.values() for name in alternatives(field))
+        names = tuple(dict.fromkeys(wanted))
         events = iter(self._source.read(self._unit.spans, names))
         while True:
             before = time.perf_counter()
@@ -108,10 +109,7 @@ class UnitReader:
             ids=batch.ids,
             keys=batch.keys,
             sources=[self._unit.spans[batch.span].input.uri] * n,
-            columns={
-                role: batch.fields[name] if name in batch.fields else [None] * n
-                for role, name in self._fields.items()
-            },
+            columns={role: values_of(batch, field) for role, field in self._fields.items()},
             faults=batch.faults,
             spans=batch.spans,
         )

@@ -20,6 +20,7 @@ BUILT_IN: Mapping[str, str] = {
     "bpe": "tokenmill.workers.tokenizers.bpe:BpeTokenizer",
     "vidtok": "tokenmill.workers.tokenizers.vidtok.tokenizer:VidTokTokenizer",
     "bpe-image": "tokenmill.workers.tokenizers.bpe_image.tokenizer:BpeImageTokenizer",
+    "bpe-image-merges": "tokenmill.workers.tokenizers.bpe_image_merges.tokenizer:MergesTokenizer",
 }
 
 

@@ -40,6 +40,7 @@ from tokenmill.workers.encode import Gate, Restart, Stopped, TaskRun, encode_fla
 from tokenmill.workers.faults import StormDetector, SystematicFault, task_failure
 from tokenmill.workers.inflight import InFlightPage
 from tokenmill.workers.media.video import reader_family, reader_versions
+from tokenmill.workers.parents import ParentReader
 from tokenmill.workers.reading import UnitReader
 from tokenmill.workers.rows import RowSink, SharedStorms
 from tokenmill.workers.sources import open_source
@@ -93,8 +94,12 @@ class StreamWorker:
         descriptor = self._tokenizer.descriptor
         self._check_policy(job, descriptor)
         self._output = _output(descriptor, self._config, self._where)
+        _check_parent(descriptor, self._config, self._where)
         self._fields = _fields(descriptor, self._config, self._where)
-        self._identity = _identified(self._tokenizer.identity(), config.source)
+        identity = self._tokenizer.identity()
+        # what the source does to media stands in a parent's recipe, and by it in the child's
+        of_media = self._config.parent is None
+        self._identity = _identified(identity, config.source) if of_media else identity
         self._source = open_source(config.source)
         self._access = Access(job.store)
         resources = job.resources.get(stream)
@@ -180,12 +185,19 @@ class StreamWorker:
         if self._page:
             self._page.close()
 
+    def _identity_of(self, task: Task) -> TokenizerIdentity:
+        """A child's ids depend on its parent's too."""
+        if task.parent is None:
+            return self._identity
+        return self._identity.child_of(task.parent.space, task.parent.recipe)
+
     def _check(self, task: Task) -> None:
-        if task.recipe != self._identity.recipe or task.stream != self._stream:
+        here = self._identity_of(task).recipe
+        if task.recipe != here or task.stream != self._stream:
             raise JobError(
                 "this worker's recipe is not the plan's",
                 where=self._where,
-                why=f"planned {task.recipe[:12]}, here {self._identity.recipe[:12]}: another "
+                why=f"planned {task.recipe[:12]}, here {here[:12]}: another "
                 "checkpoint, configuration or plug-in version than on the driver",
                 remedy="make driver and workers run the same environment, and run again",
             )
@@ -196,7 +208,8 @@ class StreamWorker:
         if isinstance(self._tokenizer, UnitChecker):
             with self._gate.encoding(run, ()):
                 self._tokenizer.start_unit(run.unit)
-        reader = UnitReader(self._source, task.unit, self._fields)
+        identity = self._identity_of(task)
+        reader = self._reader(task)
         writer = self._writer(task, again)
         sink = RowSink(task, writer, self._storms)
         name = (run.unit, task.attempt)
@@ -217,8 +230,8 @@ class StreamWorker:
             unit=run.unit,
             stream=task.stream,
             attempt=task.attempt,
-            recipe=self._identity.recipe,
-            space=self._identity.space,
+            recipe=identity.recipe,
+            space=identity.space,
             shards=shards,
             cells=reader.cells,
             enumerated=reader.enumerated,
@@ -243,7 +256,13 @@ class StreamWorker:
             notes=notes,
         )
 
-    def _encode(self, run: TaskRun, reader: UnitReader, sink: RowSink) -> None:
+    def _reader(self, task: Task) -> UnitReader | ParentReader:
+        if task.parent is None:
+            return UnitReader(self._source, task.unit, self._fields)
+        role = next(iter(self._fields))
+        return ParentReader(self._access, task.unit, task.parent, role, self._tokenizer.descriptor)
+
+    def _encode(self, run: TaskRun, reader: UnitReader | ParentReader, sink: RowSink) -> None:
         tokenizer, required = self._tokenizer, self._config.required
         if self._flat:
             assert isinstance(tokenizer, FlatTokenizer)
@@ -263,7 +282,7 @@ class StreamWorker:
             run=run,
             sink=sink,
             required=required,
-            recipe=self._identity.recipe,
+            recipe=run.task.recipe,
         )
         if tokenizer.descriptor.prepare_in == "worker":
             path.encode(reader.blocks(), tokenizer.preparer())
@@ -285,6 +304,7 @@ class StreamWorker:
     def _writer(self, task: Task, again: int) -> ShardWriter:
         attempt = _UNSAFE.sub("_", f"{task.run}-{task.attempt}")
         descriptor = self._tokenizer.descriptor
+        identity = self._identity_of(task)
         return ShardWriter(
             self._access,
             meta=ShardMeta(
@@ -294,8 +314,8 @@ class StreamWorker:
                 modality=descriptor.modality,
                 tokenizer=descriptor.name,
                 output=self._output.name,
-                space=self._identity.space,
-                recipe=self._identity.recipe,
+                space=identity.space,
+                recipe=identity.recipe,
                 dtype=self._output.dtype,
                 axes=self._output.axes,
                 codebook_sizes=self._output.codebook_sizes,
@@ -396,6 +416,21 @@ def _output(descriptor: Descriptor, config: Stream, where: str) -> OutputSpec:
             remedy="encoding: auto",
         )
     return output
+
+
+def _check_parent(descriptor: Descriptor, config: Stream, where: str) -> None:
+    if descriptor.parent is not None and config.parent is None:
+        raise TokenizerError(
+            f"{descriptor.name} reads the tokens of another stream",
+            where=f"{where}.parent",
+            remedy=f"name the stream of this pipeline that holds {descriptor.parent!r} ids",
+        )
+    if descriptor.parent is None and config.parent is not None:
+        raise TokenizerError(
+            f"{descriptor.name} reads fields of the source, not the tokens of {config.parent!r}",
+            where=f"{where}.parent",
+            remedy="name a field instead",
+        )
 
 
 def _fields(descriptor: Descriptor, config: Stream, where: str) -> Mapping[str, str]:

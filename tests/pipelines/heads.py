@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -16,6 +17,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import ray
 
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 90.0
@@ -53,8 +57,13 @@ def free_ports(count: int) -> list[int]:
 
 
 @contextmanager
-def running_head(*arguments: str, token: str = "") -> Iterator[Head]:
-    """`ray start --head` with its dashboard; gone, with its folder, when left."""
+def running_head(
+    *arguments: str, token: str = "", autoscaler: dict[str, Any] | None = None
+) -> Iterator[Head]:
+    """`ray start --head` with its dashboard; gone, with its folder, when left.
+
+    autoscaler: node types, of which Ray's own autoscaler starts fake nodes on this machine.
+    """
     # short: Ray's socket paths must stay below 108 bytes
     folder = Path(tempfile.mkdtemp(prefix="tm-", dir="/tmp"))
     ports = dict(zip(_PORTS, free_ports(len(_PORTS)), strict=True))
@@ -72,6 +81,11 @@ def running_head(*arguments: str, token: str = "") -> Iterator[Head]:
     command += [f"{name}={port}" for name, port in ports.items()]
     command += ["--dashboard-host=127.0.0.1", f"--temp-dir={folder / 'ray'}"]
     command += ["--object-store-memory=134217728", *arguments]
+    if autoscaler is not None:
+        config = folder / "autoscaler.json"
+        config.write_text(json.dumps(_autoscaler(autoscaler, ports["--port"])))
+        command += [f"--autoscaling-config={config}"]
+        environment |= {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"}
     log = folder / "log"
     with log.open("wb") as out:
         process = subprocess.Popen(
@@ -91,6 +105,32 @@ def running_head(*arguments: str, token: str = "") -> Iterator[Head]:
     finally:
         _end(process)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _autoscaler(types: dict[str, Any], port: int) -> dict[str, Any]:
+    """A configuration for Ray's provider of fake nodes: processes of this machine."""
+    lists = ("initialization_commands", "setup_commands", "head_setup_commands",
+             "worker_setup_commands", "head_start_ray_commands", "worker_start_ray_commands",
+             "cluster_synced_files", "rsync_exclude", "rsync_filter")  # fmt: skip
+    head = {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}
+    return {
+        "cluster_name": "test",
+        "max_workers": 8,
+        "upscaling_speed": 1.0,
+        "idle_timeout_minutes": 0.05,
+        "provider": {
+            "type": "fake_multinode",
+            "gcs_address": f"{ray.util.get_node_ip_address()}:{port}",
+            "disable_node_updaters": True,
+        },
+        "available_node_types": {"ray.head.default": head, **types},
+        "head_node_type": "ray.head.default",
+        "auth": {},
+        "docker": {},
+        "file_mounts": {},
+        "file_mounts_sync_continuously": False,
+        **{name: [] for name in lists},
+    }
 
 
 def _await(address: str, process: subprocess.Popen[bytes], log: Path) -> None:

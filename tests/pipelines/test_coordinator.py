@@ -367,3 +367,24 @@ def test_an_input_that_never_stops_changing_ends_the_run_with_3_without_its_mate
     names = ((task.unit.id, "a"),)
     finish = hand.send(Committed(pipeline="p", committed=names, dropped=()))[-1]
     assert finish.exit_code == 3 and "/c/x" in finish.why
+
+
+def test_the_second_half_of_a_commit_that_the_store_refused_is_committed_later() -> None:
+    """A commit is told of group by group; what follows the first must not be forgotten, nor be
+    mixed up with another commit (it was: a stop then left finished work uncommitted)."""
+    hand = Hand(shared_unit("x"), shared_unit("y"))
+    worker = hand.worker()
+    first, second = [d.task for d in hand.send(WorkerReady(worker=worker)) if isinstance(d, Assign)]
+    for task in (first, second):
+        hand.send(Answered(worker=worker, pipeline="p", answer=result(task)))
+    assert [len(d.results) for d in hand.decisions if isinstance(d, Commit)] == [2]
+    hand.send(StopAsked(why="SIGTERM"))
+    hand.send(Committed(pipeline="p", committed=((first.unit.id, "a"),), dropped=()))
+    assert not any(isinstance(d, Finish | Commit) for d in hand.decisions)
+    hand.send(CommitPostponed(pipeline="p", why="503"))
+    assert not any(isinstance(d, Finish) for d in hand.decisions)
+    (again,) = [d for d in hand.send(Tick(), now=60.0) if isinstance(d, Commit)]
+    assert [r.unit for _, r in again.results] == [second.unit.id]
+    hand.send(Committed(pipeline="p", committed=((second.unit.id, "a"),), dropped=()), now=61.0)
+    assert hand.decisions[-1].exit_code == 4
+    assert hand.coordinator.counts.committed == 2

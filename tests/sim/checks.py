@@ -225,7 +225,8 @@ def check_verdicts(world: World) -> int:
 def _killed_from_outside(world: World, sample: bytes, verdict: Verdict) -> bool:
     """Not guaranteed: a sample whose process was killed from outside again and again, each time
     while the sample was alone in native code, looks like one that kills its process."""
-    return verdict[0] == "process-died" and world.alone.get(sample, 0) >= KILLS_ALONE
+    died = verdict[0] in ("process-died", "parent-quarantined")
+    return died and world.alone.get(sample, 0) >= KILLS_ALONE
 
 
 KILLS_ALONE = 2

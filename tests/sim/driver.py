@@ -14,12 +14,27 @@ from tokenmill.pipelines.coordinator import Coordinator, Event, Pool, PoolLimits
 from tokenmill.pipelines.loop import Committer, turn
 from tokenmill.pipelines.session import Options, Session, refuse_outdated
 from tokenmill.schemas.errors import TokenmillError
+from tokenmill.schemas.job import parse_job
 from tokenmill.schemas.tokenizer import Descriptor, OutputSpec, TokenizerIdentity, WorkerFacts
 from tokenmill.store.access import Access
 from tokenmill.store.ledger import Ledger, StreamFacts
 
 PIPELINE = "p"
-STREAMS = ("a", "b")
+STREAMS = ("a", "b", "c")
+PARENTS = {"c": "a"}  # c is made from the committed tokens of a
+# What a Session wants to begin with; its sources, store and cuts are exchanged for simulated ones.
+_JOB = parse_job(
+    """
+name: job
+store: /nowhere
+pipelines:
+  p:
+    source: {uri: "/nowhere/*.txt", format: text}
+    streams: {a: {tokenizer: bpe, checkpoint: none}, b: {tokenizer: bpe, checkpoint: none}}
+""",
+    name="job.yaml",
+    folder="/nowhere",
+)
 
 
 class DriverKilled(BaseException):
@@ -42,12 +57,17 @@ _FACTS: dict[tuple[str, int], WorkerFacts] = {}
 
 
 def facts_of(stream: str, revision: int) -> WorkerFacts:
+    """Of a child, `revision` is its parent's: its own code never changes."""
     if (stream, revision) not in _FACTS:
+        identity = TokenizerIdentity(
+            name="toy", space="ab" * 32, parts={"ids_revision": revision, "stream": stream}
+        )
+        if stream in PARENTS:
+            above = facts_of(PARENTS[stream], revision).identity
+            identity = identity.child_of(above.space, above.recipe)
         _FACTS[stream, revision] = WorkerFacts(
             stream=stream,
-            identity=TokenizerIdentity(
-                name="toy", space="ab" * 32, parts={"ids_revision": revision, "stream": stream}
-            ),
+            identity=identity,
             descriptor=Descriptor(
                 name="toy",
                 modality="text",
@@ -162,14 +182,13 @@ def _session(
     settings: Settings, corpus: Corpus, access: Access, facts: Mapping[Pool, WorkerFacts]
 ) -> Session:
     """A Session whose job and sources are simulated; its planning is the real one."""
-    session = Session.__new__(Session)
+    session = Session(_JOB, Options(retokenize=settings.retokenize))
     source = SimpleNamespace(unit_bytes=settings.unit_bytes, unit_inputs=settings.unit_inputs)
-    pipeline = SimpleNamespace(source=source, streams=dict.fromkeys(STREAMS))
+    streams = {s: SimpleNamespace(parent=PARENTS.get(s)) for s in STREAMS}
+    pipeline = SimpleNamespace(source=source, streams=streams)
     session.job = SimpleNamespace(name="job", pipelines={PIPELINE: pipeline})  # type: ignore[assignment]
-    session.options = Options(retokenize=settings.retokenize)
     session.access = access
     session.sources = {PIPELINE: CorpusSource(corpus)}  # type: ignore[dict-item]
-    session.inputs = {}
     session.facts = dict(facts)
     session.forgotten = {}
     session._again = None

@@ -127,8 +127,13 @@ class Log:
 
     def add(self, rows: pa.Table, app: str, seq: int) -> None:
         kinds = rows["kind"].to_pylist()
-        parts = {k: [i for i, kind in enumerate(kinds) if kind == k] for k in dict.fromkeys(kinds)}
-        self.commits.append({kind: rows.take(pa.array(at)) for kind, at in parts.items()})
+        order = sorted(range(len(kinds)), key=kinds.__getitem__)
+        rows = rows.take(pa.array(order))  # once, then slices: that is half the time of a commit
+        parts, at = {}, 0
+        for kind in sorted(set(kinds)):
+            parts[kind] = rows.slice(at, kinds.count(kind))
+            at += kinds.count(kind)
+        self.commits.append(parts)
         self.seqs.append(seq)
         self.apps.append({**self.apps[-1], app: seq})
 

@@ -18,7 +18,7 @@ import tokenmill.store.ledger as ledger_module
 import tokenmill.store.snapshot as snapshot_module
 from sim.chance import Chance
 from sim.corpus import ABSENT, GOOD, KILLS, REFUSED, ROOT, Corpus
-from sim.driver import PIPELINE, STREAMS, Driver, DriverKilled, Settings
+from sim.driver import PARENTS, PIPELINE, STREAMS, Driver, DriverKilled, Settings
 from sim.machines import Attempt, Died, Machines, Worker, WorkerCode, batches, fails
 from sim.memory import Folder, Log, MemoryAccess, MemoryTable
 from tokenmill.pipelines.coordinator import (
@@ -43,6 +43,7 @@ MOST_STEPS = 6_000
 
 # What may go wrong, by where it is decided.
 IN_WORKER = ("kill-worker", "lose-node", "zombie", "put-fails", "bad-node")
+IN_APPEND = ("append-refused", "answer-lost", "driver-killed-in-store")
 IN_STORE = ("append-refused", "answer-lost", "driver-killed-in-store", "store-down")
 IN_DRIVER = ("kill-driver", "stop")
 IN_WORLD = (
@@ -160,12 +161,12 @@ class World:
     def note(self, what: str) -> None:
         self.trace.append(f"{self.steps:4d} {'  ' * len(self._stack)}{what}")
 
-    def fault(self, kinds: Sequence[str]) -> str | None:
+    def fault(self, kinds: Sequence[str], *, rate: int = 0) -> str | None:
         """One of `kinds` by chance, while the schedule has faults left."""
         if self.budget <= 0:
             return None
         possible = [k for k in kinds if k in self.enabled]
-        if not possible or not self.chance.happens(self.rate):
+        if not possible or not self.chance.happens(rate or self.rate):
             return None
         kind = possible[self.chance.pick(len(possible))]
         self.budget -= 1
@@ -220,7 +221,8 @@ class World:
 
             def append(self, rows: Any, *, app: str, seq: int, commit_id: str) -> None:
                 before("append")
-                kind = world.fault(("append-refused", "answer-lost", "driver-killed-in-store"))
+                # there are few appends: make more of them
+                kind = world.fault(IN_APPEND, rate=max(world.rate, 300))
                 if kind == "append-refused":
                     raise OSError("connection reset before the append")
                 loaded = self.version
@@ -245,14 +247,15 @@ class World:
             raise StoreUnavailable("the store does not answer", why="503")
         kind = self.fault(("store-down", "driver-killed-in-store"))
         if kind == "store-down":
-            self.down_until = self.clock + (5, 60, 700)[self.chance.pick(3)]
+            self.down_until = self.clock + (0, 5, 60, 700)[self.chance.pick(4)]
             if operation == "append":
                 raise OSError("503")
             raise StoreUnavailable("the store does not answer", why="503")
         if kind is not None:
             raise DriverKilled
         if self.overlap and len(self._stack) < 3 and self.chance.happens(self.overlap):
-            self.act(1 + self.chance.pick(20))
+            for _ in range((1, 3, 9, 27)[self.chance.pick(4)]):
+                self.act(1 + self.chance.pick(20))
 
     def _stopped(self, driver: Driver, worker: Worker, id_: int) -> None:
         """A worker that is told to stop, or whose driver died, may go on for a while."""
@@ -407,6 +410,7 @@ class World:
             case "upgrade":
                 self.upgraded = True
                 self.revisions["a" if chance.pick(2) else "b"] += 1
+                self.revisions |= {child: self.revisions[of] for child, of in PARENTS.items()}
             case "vacuum":
                 self.vacuum()
             case "reader":
@@ -423,7 +427,7 @@ class World:
 
         def before(operation: str) -> None:
             if self.overlap and len(self._stack) < 3 and operation in ("list", "read", "refresh"):
-                for _ in range(self.chance.pick(6)):
+                for _ in range(self.chance.pick(12)):
                     self.act(1 + self.chance.pick(20))
 
         access = MemoryAccess(self.folder, before)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import given
@@ -83,3 +84,14 @@ def test_replacing_what_another_run_committed_must_not_hide_half_of_a_cell() -> 
     assert "in part" in known.split([half], 2).dropped[half.name]
     assert known.split([whole], 2).live == (whole,)
     assert known.split([half], 3).live == (half,), "the plan knew it"
+
+
+def test_a_child_gives_way_when_another_run_makes_its_parent_anew() -> None:
+    """G5: what it has read is not what its parent holds when it is committed."""
+    child = replace(entry(unit(BIG)), parent="vq")
+    known = rivals(rival(0, 100, 3, stream="vq", recipe="whatever"))
+    (why,) = known.split([child], 2).dropped.values()
+    assert "parent" in why
+    assert known.split([child], 3).dropped == {}, "planned with that commit in sight"
+    apart = replace(entry(unit((BIG, 0, 50))), parent="vq")
+    assert rivals(rival(50, 100, 3, stream="vq")).split([apart], 2).dropped == {}

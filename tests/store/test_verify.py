@@ -12,8 +12,8 @@ import pytest
 from made import CODEBOOK, FACTS, PIPELINE, an_input, entry, facts, unit
 
 from tokenmill.schemas.tokenizer import OutputSpec
-from tokenmill.store import packing
 from tokenmill.store.access import Access
+from tokenmill.store.bits import pack
 from tokenmill.store.ledger import Entry, Ledger, StreamFacts
 from tokenmill.store.shards import ShardReader
 from tokenmill.store.verify import VerifyReport, verify
@@ -93,7 +93,7 @@ def test_flipped_ids_are_found(access: Access, ledger: Ledger, encoding: str) ->
     data = bytearray(path.read_bytes())
     with ShardReader(access, made.result.shards[0].path) as reader:
         ids = reader.batch(0).column("ids").values.to_numpy()
-    lying = packing.pack(ids, 10) if encoding == "packed" else ids
+    lying = pack(ids, 10) if encoding == "packed" else ids
     at = data.find(lying.tobytes())
     assert at > 0
     data[at] ^= 1

@@ -1,7 +1,7 @@
 """`VideoReader`: any video file to RGB frames with their times, by PyAV, by decord, or `auto`.
 
 auto is PyAV. Read from front to back on one thread, as here, decord 0.6 gives the same bytes at
-1.0 to 1.5 times the CPU time (benchmarks/video.py), but also frames of damaged bytes without a
+1.1 to 1.3 times the CPU time (benchmarks/video.py), but also frames of damaged bytes without a
 word, frames that the file's edit list leaves out, and no AV1; and it has wheels for x86-64 Linux
 alone, so that the same job elsewhere would be another recipe. `reader: decord` is for corpora that
 must match others read by it.

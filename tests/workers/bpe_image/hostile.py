@@ -7,9 +7,12 @@ import struct
 import zlib
 
 import numpy as np
+import pillow_heif
 from PIL import Image
 
 from tokenmill.workers.tokenizers.bpe_image.examples import saved, scene
+
+pillow_heif.register_heif_opener()
 
 
 def png(width: int, height: int, *, data: bytes = b"") -> bytes:

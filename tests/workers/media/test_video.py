@@ -143,6 +143,10 @@ def test_truncated_files_are_noticed(reader: Reader) -> None:
     with pytest.raises(SampleError) as error:
         read(whole[: len(whole) * 2 // 3], reader)
     assert error.value.reason in ("truncated", "damaged", "decoder-refused")
+    cut_between_packets = video("libvpx-vp9", "webm", frames=60)
+    with pytest.raises(SampleError, match="declared") as error:
+        read(cut_between_packets[: len(cut_between_packets) // 2])
+    assert error.value.reason == "truncated"
     headless = video(frames=60)
     with pytest.raises(SampleError, match="does not open"):
         read(headless[: len(headless) // 2], reader)

@@ -13,6 +13,7 @@ from PIL import features
 from torch import Tensor
 
 from tokenmill.schemas.errors import TokenizerError
+from tokenmill.schemas.job import STARTER
 from tokenmill.schemas.tokenizer import (
     BatchBudget,
     Checkpoint,
@@ -22,6 +23,7 @@ from tokenmill.schemas.tokenizer import (
     Fields,
     OutputSpec,
     Piece,
+    Tokenizer,
     TokenizerIdentity,
     Window,
 )
@@ -29,13 +31,14 @@ from tokenmill.workers.fetch import fetch
 from tokenmill.workers.tokenizers.bpe_image.exact import exact
 from tokenmill.workers.tokenizers.bpe_image.examples import examples
 from tokenmill.workers.tokenizers.bpe_image.fit import fit as fit_checkpoint
+from tokenmill.workers.tokenizers.bpe_image.merge_config import split_config
 from tokenmill.workers.tokenizers.bpe_image.preparer import ImagePreparer
 from tokenmill.workers.tokenizers.bpe_image.presets import to_float, to_pixels
 from tokenmill.workers.tokenizers.bpe_image.settings import Settings
 from tokenmill.workers.tokenizers.bpe_image.vq import Loaded, load_vq
 
 IDS_REVISION = 1
-STARTER = Path(__file__).with_name("starter") / "starter.safetensors"
+STARTER_FILE = Path(__file__).with_name("starter") / "starter.safetensors"
 VQ = "vq"
 
 
@@ -45,28 +48,30 @@ class BpeImageTokenizer:
     def __init__(self, loaded: Loaded, settings: Settings) -> None:
         self._loaded = loaded
         self._settings = settings
-        metadata, found = loaded.metadata, loaded.found
         self._crop = settings.crop(
-            preset=metadata.get("preset", found.preset),
-            size=int(metadata.get("size", found.size)),
-            factor=found.layout.factor,
+            preset=loaded.preset, size=loaded.size, factor=loaded.found.layout.factor
         )
         self._device = _device(settings.device)
         loaded.model.to(self._device, getattr(torch, settings.precision))
 
     @classmethod
     def describe(cls, config: Mapping[str, Any]) -> Descriptor:
-        return _descriptor(Settings.parse(config), None)
+        """With `merges` in the configuration the output is `merged`, else `vq`."""
+        own, merges = split_config(config)
+        described = _descriptor(Settings.parse(own), None)
+        return described if merges is None else _merged().describe_merged(described, merges)
 
     @classmethod
-    def load(cls, checkpoint: Checkpoint | None, config: Mapping[str, Any]) -> BpeImageTokenizer:
+    def load(cls, checkpoint: Checkpoint | None, config: Mapping[str, Any]) -> Tokenizer:
         """Raises TokenizerError where checkpoint or configuration cannot be used."""
-        settings = Settings.parse(config)
-        if checkpoint is None or checkpoint.uri == "starter":
+        own, merges = split_config(config)
+        settings = Settings.parse(own)
+        if checkpoint is None or checkpoint.uri == STARTER:
             checkpoint = Checkpoint(
-                uri=str(STARTER), sha256=checkpoint.sha256 if checkpoint else None
+                uri=str(STARTER_FILE), sha256=checkpoint.sha256 if checkpoint else None
             )
-        return cls(load_vq(fetch(checkpoint), checkpoint.uri), settings)
+        made = cls(load_vq(fetch(checkpoint), checkpoint.uri), settings)
+        return made if merges is None else _merged().MergedImages.over(made, merges)
 
     @classmethod
     def fit(
@@ -172,6 +177,13 @@ class BpeImageTokenizer:
             nchw: Tensor = nhwc.permute(0, 3, 1, 2).contiguous().float()
             codes = self._loaded.model.encode(to_float(nchw, self._crop.preset)).cpu().numpy()
         return list(codes.astype(_dtype(self._loaded.found.layout.codes)))
+
+
+def _merged() -> Any:
+    """Numba takes a second to import: only where merges are asked for."""
+    from tokenmill.workers.tokenizers.bpe_image import merged  # noqa: PLC0415 - see above
+
+    return merged
 
 
 def _descriptor(settings: Settings, codes: int | None) -> Descriptor:

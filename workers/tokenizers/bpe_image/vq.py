@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +18,10 @@ from tokenmill.workers.tokenizers.bpe_image.checkpoint import file_sha256, open_
 from tokenmill.workers.tokenizers.bpe_image.families import Recognised, recognise
 from tokenmill.workers.tokenizers.bpe_image.graph import VqGan
 from tokenmill.workers.tokenizers.bpe_image.layout import CODEBOOK, Layout
+from tokenmill.workers.tokenizers.bpe_image.presets import PRESETS
 from tokenmill.workers.tokenizers.bpe_image.quantizer import code_vectors, nearest
 
+METADATA = "tokenmill"  # entry of our own .safetensors: JSON with preset, size and lineage
 # What makes an id mean what it means; an encode-only file has the same space as the whole one.
 _MEANING = ("encoder.", "quant_conv.", "quantize.")
 
@@ -74,18 +78,16 @@ class VqModel:
         return pixels.float()
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Loaded:
-    """A model and what its file was."""
+    """A model and what its file was. preset, size: the file's own, or its family's."""
 
-    def __init__(
-        self, model: VqModel, found: Recognised, space: str, sha256: str | None,
-        metadata: Mapping[str, str],
-    ) -> None:  # fmt: skip
-        self.model = model
-        self.found = found
-        self.space = space
-        self.sha256 = sha256
-        self.metadata = metadata
+    model: VqModel
+    found: Recognised
+    space: str
+    sha256: str | None
+    preset: str
+    size: int
 
 
 def load_vq(path: Path, where: str) -> Loaded:
@@ -99,7 +101,30 @@ def load_vq(path: Path, where: str) -> Loaded:
     _check_values(state, where)
     space = space_hash(found.family, state)
     network.load_state_dict({n: t.float() for n, t in state.items()}, strict=True, assign=True)
-    return Loaded(VqModel(network, found.layout), found, space, file_sha256(path), tensors.metadata)
+    preset, size = _defaults(tensors.metadata, found, where)
+    return Loaded(
+        model=VqModel(network, found.layout),
+        found=found,
+        space=space,
+        sha256=file_sha256(path),
+        preset=preset,
+        size=size,
+    )
+
+
+def _defaults(metadata: Mapping[str, str], found: Recognised, where: str) -> tuple[str, int]:
+    if METADATA not in metadata:
+        return found.preset, found.size
+    try:
+        own = json.loads(metadata[METADATA])
+        preset, size = str(own["preset"]), int(own["size"])
+    except (ValueError, TypeError, KeyError):
+        preset, size = "", 0
+    if preset not in PRESETS or not 0 < size <= 1 << 13:
+        raise TokenizerError(
+            f"the file's entry {METADATA!r} is damaged", where=where, why=metadata[METADATA][:100]
+        )
+    return preset, size
 
 
 def empty(layout: Layout) -> VqGan:

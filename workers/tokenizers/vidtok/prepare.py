@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from tokenmill.schemas.errors import SampleError
 from tokenmill.schemas.tokenizer import Fields, Window
-from tokenmill.workers.media.resize import Fit, Resizer
+from tokenmill.workers.media.resize import Fit, Resizer, scale
 from tokenmill.workers.media.timing import resample
 from tokenmill.workers.media.video import Reader, VideoReader
 from tokenmill.workers.tokenizers.vidtok.cutting import Cut
@@ -60,3 +61,28 @@ def _array(video: NDArray[Any]) -> Iterator[NDArray[np.uint8]]:
             "not-video", f"{video.dtype}{list(video.shape)}; an array is uint8 [T, H, W, 3]"
         )
     yield from video
+
+
+@dataclass(frozen=True, kw_only=True)
+class FramePreparer:
+    """For `fit`: a video's first `most` frames, the shorter side reduced to `side`, as windows
+    uint8[up to 64, h, w, 3]."""
+
+    side: int
+    most: int
+
+    def prepare(self, fields: Fields, rng: np.random.Generator) -> Iterator[Window]:
+        """Raises SampleError as VideoReader does."""
+        held: list[NDArray[np.uint8]] = []
+        index = 0
+        with VideoReader(bytes(fields["video"])) as video:
+            h, w = video.facts.height, video.facts.width
+            ratio = min(1.0, self.side / min(h, w))
+            size = (round(h * ratio), round(w * ratio))
+            for frame in islice(video.frames(), self.most):
+                held.append(np.rint(scale(frame.rgb(), size)).astype(np.uint8))
+                if len(held) == 64:
+                    yield Window(arrays={"frames": np.stack(held)}, index=index, last=False)
+                    held, index = [], index + 1
+        if held:
+            yield Window(arrays={"frames": np.stack(held)}, index=index)

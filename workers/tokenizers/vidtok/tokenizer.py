@@ -32,11 +32,13 @@ from tokenmill.workers.media.video import reader_family, reader_versions
 from tokenmill.workers.tokenizers.vidtok.cutting import Cut
 from tokenmill.workers.tokenizers.vidtok.prepare import VideoPreparer
 from tokenmill.workers.tokenizers.vidtok.settings import Settings
+from tokenmill.workers.tokenizers.vidtok.variants import STARTER
 
 if TYPE_CHECKING:
     from tokenmill.workers.tokenizers.vidtok.engine import Engine
 
 IDS_REVISION = 1
+STARTER_FILE = Path(__file__).with_name("starter") / "starter.safetensors"
 CLIP_PIXELS = 17 * 256 * 256
 
 
@@ -64,11 +66,14 @@ class VidTokTokenizer:
             reader_family(settings.reader)
         except ImportError as error:
             raise TokenizerError("videos cannot be read here", why=str(error)) from None
+        if checkpoint is None and settings.variant == STARTER.name:
+            checkpoint = Checkpoint(uri=str(STARTER_FILE))
         if checkpoint is None:
             raise TokenizerError(
                 "vidtok needs its weights",
                 where="checkpoint",
-                remedy="name an official .ckpt of microsoft/VidTok, or a .safetensors",
+                remedy="name an official .ckpt of microsoft/VidTok, or a .safetensors; "
+                "`tokenizer: vidtok:starter` comes with its own",
             )
         path = fetch(checkpoint)
         engine = Engine(path, checkpoint.uri, settings)

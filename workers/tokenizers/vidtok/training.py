@@ -12,6 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -21,17 +22,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tokenmill.schemas.errors import SampleError, TokenizerError
+from tokenmill.schemas.errors import TokenizerError
 from tokenmill.schemas.job import nearest
-from tokenmill.schemas.tokenizer import Fields
-from tokenmill.workers.media.resize import scale
-from tokenmill.workers.media.video import VideoReader
-from tokenmill.workers.tokenizers.vidtok.layers import Memory, TimeBlock
+from tokenmill.schemas.tokenizer import Fields, Window
+from tokenmill.workers.child import ChildLimits, ForkServer
+from tokenmill.workers.children import ChildPool
+from tokenmill.workers.tokenizers.vidtok.beginning import CARRIED, begin
+from tokenmill.workers.tokenizers.vidtok.layers import Memory
 from tokenmill.workers.tokenizers.vidtok.model import VidTok
+from tokenmill.workers.tokenizers.vidtok.prepare import FramePreparer
 from tokenmill.workers.tokenizers.vidtok.quantizers import FiniteScalar
 from tokenmill.workers.tokenizers.vidtok.variants import VARIANTS
 from tokenmill.workers.tokenizers.vidtok.weights import save
 
+MOST_FRAMES = 1800  # of one video
 _LOG = logging.getLogger(__name__)
 
 
@@ -39,7 +43,8 @@ _LOG = logging.getLogger(__name__)
 class FitSettings:
     """What `fit` may be told.
 
-    variant: an FSQ variant; ch: its width. minutes, steps: whichever is over first ends it.
+    variant: a v1.1 FSQ variant; ch: its width, at least 8. minutes, steps: whichever is over first
+    ends it.
     frames, crop: clip length (1 mod the time factor) and side in pixels; side: the shorter side
     that videos are reduced to first. held_out: so many of the last videos are only measured on.
     max_bytes: of decoded frames held in memory.
@@ -53,7 +58,7 @@ class FitSettings:
     crop: int = 32
     side: int = 144
     batch: int = 4
-    rate: float = 2e-3
+    rate: float = 1e-3
     held_out: int = 1
     seed: int = 0
     threads: int = 1
@@ -75,11 +80,16 @@ class FitSettings:
                 raise TokenizerError(f"{key}: {value!r} is not a number from 0", where="fit config")
         settings = cls(**config)
         variant = VARIANTS.get(settings.variant)
-        if variant is None or not variant.levels or not variant.fits(settings.frames):
+        usable = variant is not None and variant.chunks and len(variant.levels) >= 4
+        if variant is None or not usable or not variant.fits(settings.frames):
             raise TokenizerError(
-                f"fit takes an FSQ variant and a clip length that it keeps, not "
+                f"fit takes a v1.1 FSQ variant and a clip length that it keeps, not "
                 f"{settings.variant!r} and {settings.frames} frames",
                 where="fit config",
+            )
+        if settings.ch < CARRIED:
+            raise TokenizerError(
+                f"ch: {settings.ch!r} is not {CARRIED} or more", where="fit config"
             )
         return settings
 
@@ -103,7 +113,7 @@ def fit(samples: Iterator[Fields], out: str, config: Mapping[str, Any]) -> Mappi
         )
     cut = len(videos) - settings.held_out
     model = VidTok(replace(VARIANTS[settings.variant], ch=settings.ch))
-    _quiet_start(model)
+    begin(model)
     began = time.monotonic()
     steps = _train(model, videos[:cut], settings)
     card = {
@@ -114,7 +124,7 @@ def fit(samples: Iterator[Fields], out: str, config: Mapping[str, Any]) -> Mappi
         "minutes": round((time.monotonic() - began) / 60, 1),
         "parameters": sum(p.numel() for p in model.parameters()),
         "torch": torch.__version__,
-        "held_out": measured(model, videos[cut:] or videos),
+        "held_out" if settings.held_out else "training": measured(model, videos[cut:] or videos),
         "corpus_sha256": _digest(videos),
     }
     save(model.half(), Path(out), card)
@@ -122,14 +132,11 @@ def fit(samples: Iterator[Fields], out: str, config: Mapping[str, Any]) -> Mappi
 
 
 def _videos(samples: Iterator[Fields], settings: FitSettings) -> tuple[list[Video], int]:
+    """What can be trained on, decoded in a killable child, and how many samples cannot."""
     videos, refused, held = [], 0, 0
-    for fields_ in samples:
-        try:
-            video = _read(fields_["video"], settings.side)
-        except SampleError:
-            refused += 1
-            continue
-        if len(video) < settings.frames or min(video.shape[1:3]) < settings.crop:
+    for video in _read(samples, settings):
+        fits = video is not None and min(video.shape[1:3]) >= settings.crop
+        if video is None or not fits or len(video) < settings.frames:
             refused += 1
             continue
         videos.append(video)
@@ -139,28 +146,21 @@ def _videos(samples: Iterator[Fields], settings: FitSettings) -> tuple[list[Vide
     return videos, refused
 
 
-def _read(media: Any, side: int) -> Video:
-    """All frames, the shorter side reduced to `side`; at most a minute of them."""
-    if isinstance(media, np.ndarray):
-        return media
-    frames = []
-    with VideoReader(bytes(media)) as video:
-        h, w = video.facts.height, video.facts.width
-        ratio = min(1.0, side / min(h, w))
-        size = (round(h * ratio), round(w * ratio))
-        for frame in video.frames():
-            frames.append(np.rint(scale(frame.rgb(), size)).astype(np.uint8))
-            if len(frames) >= 1800:
-                break
-    return np.stack(frames)
-
-
-def _quiet_start(model: VidTok) -> None:
-    """Temporal branches begin as the identity, as in the official training."""
-    for module in model.modules():
-        if isinstance(module, TimeBlock):
-            for parameter in module.conv2.parameters():
-                nn.init.zeros_(parameter)
+def _read(samples: Iterator[Fields], settings: FitSettings) -> Iterator[Video | None]:
+    """One per sample, None where it could not be read."""
+    preparer = FramePreparer(side=settings.side, most=MOST_FRAMES)
+    with ExitStack() as stack:
+        server = stack.enter_context(closing(ForkServer((FramePreparer.__module__,))))
+        pool: ChildPool[None] = ChildPool(server, preparer, count=1, limits=ChildLimits())
+        stack.callback(pool.close)
+        parts: list[Video] = []
+        sent = ((None, {"video": bytes(fields_["video"])}, 0) for fields_ in samples)
+        for _, event in pool.windows(sent):
+            if isinstance(event, Window):
+                parts.append(event.arrays["frames"])
+                continue
+            yield np.concatenate(parts) if parts and event is None else None
+            parts = []
 
 
 def _train(model: VidTok, videos: list[Video], settings: FitSettings) -> int:
@@ -233,7 +233,7 @@ def straight_through(quantizer: FiniteScalar, latent: Tensor) -> Tensor:
 def measured(model: VidTok, videos: list[Video], clip: int = 17) -> dict[str, Any]:
     """PSNR in dB (mean over frames, of pixels in [0, 1]) and codebook use on whole frames.
 
-    Non-overlapping clips of 17 frames, at most eight of a video; sides cut to multiples of 8.
+    Non-overlapping clips of 17 frames, at most three of a video; sides cut to multiples of 8.
     """
     assert model.quantizer is not None
     model.eval()
@@ -241,7 +241,7 @@ def measured(model: VidTok, videos: list[Video], clip: int = 17) -> dict[str, An
     used: list[NDArray[Any]] = []
     for video in videos:
         h, w = (n // 8 * 8 for n in video.shape[1:3])
-        for start in range(0, min(len(video) - clip, clip * 8) + 1, clip):
+        for start in range(0, min(len(video) - clip, clip * 2) + 1, clip):
             with torch.inference_mode():
                 frames = _tensor(video[None, start : start + clip, :h, :w])
                 latent = model.encode(frames)

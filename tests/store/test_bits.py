@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tokenmill.store import packing
+from tokenmill.store.bits import _PASS, pack, packed_size, unpack
 
 DTYPES = [np.dtype(name) for name in ("uint8", "uint16", "uint32", "uint64")]
 WIDTHS = [(dtype, width) for dtype in DTYPES for width in range(1, 8 * dtype.itemsize + 1)]
@@ -31,10 +31,10 @@ def bits_one_by_one(values: NDArray, width: int) -> NDArray[np.uint8]:
 def test_every_width_of_every_dtype_is_laid_out_as_defined(dtype: np.dtype, width: int) -> None:
     for count in (0, 1, 7, 64, 65, 1000):
         values = ids(dtype, width, count)
-        bits = packing.pack(values, width)
-        assert len(bits) == packing.packed_size(count, width)
+        bits = pack(values, width)
+        assert len(bits) == packed_size(count, width)
         np.testing.assert_array_equal(bits, bits_one_by_one(values, width))
-        back = packing.unpack(bits, start=0, count=count, width=width, dtype=dtype)
+        back = unpack(bits, start=0, count=count, width=width, dtype=dtype)
         assert back.dtype == dtype
         np.testing.assert_array_equal(back, values)
 
@@ -53,49 +53,30 @@ def test_any_range_is_read_alone(case: tuple[tuple[np.dtype, int], int, int, int
     values = ids(dtype, width, count, seed=a)
     start = a % (count + 1)
     length = b % (count - start + 1)
-    bits = packing.pack(values, width)
-    found = packing.unpack(bits, start=start, count=length, width=width, dtype=dtype)
+    bits = pack(values, width)
+    found = unpack(bits, start=start, count=length, width=width, dtype=dtype)
     np.testing.assert_array_equal(found, values[start : start + length])
 
 
-@settings(max_examples=150, deadline=None)
-@given(cases, st.lists(st.tuples(st.integers(0, 2**32), st.integers(0, 2**32)), max_size=12))
-def test_many_ranges_are_gathered_in_one_pass(
-    case: tuple[tuple[np.dtype, int], int, int, int], draws: list[tuple[int, int]]
-) -> None:
-    (dtype, width), count, seed, _ = case
-    values = ids(dtype, width, count, seed=seed)
-    starts = np.array([a % (count + 1) for a, _ in draws], np.int64)
-    lengths = np.array(
-        [b % (count - s + 1) for (_, b), s in zip(draws, starts.tolist(), strict=True)], np.int64
-    )
-    bits = packing.pack(values, width)
-    found = packing.gather(bits, starts, lengths, width=width, dtype=dtype)
-    wanted = [values[s : s + n] for s, n in zip(starts.tolist(), lengths.tolist(), strict=True)]
-    np.testing.assert_array_equal(found, np.concatenate([values[:0], *wanted]))
-
-
 def test_longer_than_one_pass() -> None:
-    values = ids(np.dtype("uint32"), 18, 5 * packing._PASS + 3)
-    bits = packing.pack(values, 18)
-    back = packing.unpack(bits, start=1, count=len(values) - 1, width=18, dtype=values.dtype)
+    values = ids(np.dtype("uint32"), 18, 5 * _PASS + 3)
+    bits = pack(values, 18)
+    back = unpack(bits, start=1, count=len(values) - 1, width=18, dtype=values.dtype)
     np.testing.assert_array_equal(back, values[1:])
 
 
 def test_ids_too_large_for_the_width_are_refused() -> None:
     with pytest.raises(ValueError, match="id 1024 does not fit into 10 bits"):
-        packing.pack(np.array([5, 1024], np.uint16), 10)
+        pack(np.array([5, 1024], np.uint16), 10)
 
 
 @pytest.mark.parametrize(("dtype", "width"), [("uint16", 0), ("uint16", 17), ("float32", 8)])
 def test_widths_that_a_dtype_cannot_have_are_refused(dtype: str, width: int) -> None:
     with pytest.raises(ValueError, match=f"{width} bits"):
-        packing.pack(np.zeros(3, dtype), width)
+        pack(np.zeros(3, dtype), width)
 
 
 def test_a_buffer_that_ends_early_is_refused() -> None:
-    bits = packing.pack(np.arange(100, dtype=np.uint16), 10)[:-1]
+    bits = pack(np.arange(100, dtype=np.uint16), 10)[:-1]
     with pytest.raises(ValueError, match="hold no ids up to 100"):
-        packing.unpack(bits, start=90, count=10, width=10, dtype=np.dtype("uint16"))
-    with pytest.raises(ValueError, match="not all"):
-        packing.gather(bits, np.array([90]), np.array([10]), width=10, dtype=np.dtype("uint16"))
+        unpack(bits, start=90, count=10, width=10, dtype=np.dtype("uint16"))

@@ -135,56 +135,6 @@ def unpack(
     return out[skip : skip + count]
 
 
-def gather(
-    bits: Bytes,
-    starts: NDArray[np.int64],
-    lengths: NDArray[np.int64],
-    *,
-    width: int,
-    dtype: np.dtype[Any],
-) -> NDArray[Any]:
-    """The ids [starts[i], starts[i] + lengths[i]) of all i, one after another, in one pass.
-
-    Raises ValueError where the buffer ends before them.
-    """
-    _check(dtype, width)
-    if len(starts) and packed_size(int((starts + lengths).max()), width) > len(bits):
-        raise ValueError(f"{len(bits)} bytes hold not all of these ids of {width} bits")
-    layout = _layout(width, dtype.itemsize)
-    first = starts // layout.ids
-    groups = np.where(lengths > 0, -(-(starts + lengths) // layout.ids) - first, 0)
-    ids = unpack(
-        _groups(bits, _ranges(first, groups), layout.bytes).ravel(),
-        start=0,
-        count=int(groups.sum()) * layout.ids,
-        width=width,
-        dtype=dtype,
-    )
-    begins = (np.cumsum(groups) - groups) * layout.ids + starts % layout.ids
-    if len(ids) == int(lengths.sum()):
-        return ids  # rows of whole groups, as grids usually are
-    return ids[_ranges(begins, lengths)]
-
-
-def _ranges(starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """starts[0], starts[0] + 1, …, starts[1], …: lengths[i] numbers from starts[i] on."""
-    before = np.cumsum(lengths) - lengths
-    return np.repeat(starts - before, lengths) + np.arange(int(lengths.sum()))
-
-
-def _groups(bits: Bytes, numbers: NDArray[np.int64], size: int) -> Bytes:
-    """uint8[len(numbers), size]: those groups of the buffer, the last one padded with zeros."""
-    whole = len(bits) // size
-    groups = bits[: whole * size].reshape(whole, size)
-    if not len(numbers) or int(numbers.max()) < whole:
-        return groups[numbers]
-    picked = np.zeros((len(numbers), size), np.uint8)
-    full = numbers < whole
-    picked[full] = groups[numbers[full]]
-    picked[~full, : len(bits) - whole * size] = bits[whole * size :]
-    return picked
-
-
 def _check(dtype: np.dtype[Any], width: int) -> None:
     if dtype.kind != "u" or not 1 <= width <= 8 * dtype.itemsize:
         raise ValueError(f"{dtype} has no ids of {width} bits")
