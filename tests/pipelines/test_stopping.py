@@ -127,6 +127,9 @@ class Dying:
         events, self.events = self.events, []
         return iter(events)
 
+    def stop(self, worker: int) -> None:
+        pass
+
     def facts(self) -> dict[object, object]:
         return {}
 
@@ -157,7 +160,7 @@ def test_credentials_that_are_gone_stop_the_run_and_quarantine_nothing(
     proxy.shares = {"expired": 1.0}
     said, _ = process.communicate(timeout=150)
     assert process.returncode == 3, said
-    assert "the store has failed for" in said and "go on: tokenmill run" in said
+    assert "go on: tokenmill run" in said
     proxy.shares = {}
     rows = tokenmill.open(str(job.parent / "store")).sql("select * from quarantine_history")
     assert rows.num_rows == 0 and samples(job) < UNITS
