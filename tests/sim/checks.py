@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sim.corpus import KILLS, enumerate_span
-from sim.driver import PIPELINE, STREAMS, Driver, facts_of
+from sim.driver import PARENTS, PIPELINE, STREAMS, Driver, facts_of
 from sim.memory import MemoryAccess, MemoryTable
 from sim.world import World
 from tokenmill.schemas.work import Span
@@ -132,11 +132,12 @@ def check_tiled(world: World, valid: list[Cell], uri: str, stream: str, when: st
 
 def check_history(cells: list[Cell]) -> None:
     """No cell was ever committed twice by one recipe, but where another version or recipe lay
-    between (G5)."""
+    between, or where its parent's was (G5): what a child read is then not what its parent holds."""
     by_place: dict[tuple[str, bytes], list[Cell]] = defaultdict(list)
     for cell in cells:
         by_place[cell["stream"], cell["source_id"]].append(cell)
-    for rows in by_place.values():
+    for (stream, place), rows in list(by_place.items()):
+        above = by_place[PARENTS[stream], place] if stream in PARENTS else []
         for later, one in enumerate(rows):
             for other in rows[:later]:
                 same = (one["input"], one["recipe"]) == (other["input"], other["recipe"])
@@ -148,6 +149,8 @@ def check_history(cells: list[Cell]) -> None:
                             or (_overlap(r, one) and r["recipe"] != one["recipe"])
                         )
                         for r in rows
+                    ) or any(
+                        other["seq"] < r["seq"] < one["seq"] and _overlap(r, one) for r in above
                     )
                     require(between, "G5", f"committed twice: {one} and {other}")
 
