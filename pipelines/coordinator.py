@@ -66,6 +66,7 @@ class WorkerLost:
     why: str
     in_flight: tuple[bytes, ...] = ()  # samples that native code held
     unit: bytes | None = None  # the unit they belong to
+    reason: str = "process-died"  # what a sample alone in native code is quarantined with
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -444,7 +445,7 @@ class Coordinator:
             elif suspects - work.isolate - work.condemned.keys():
                 work.isolate |= suspects  # next time these go one by one
             elif len(suspects) == 1:
-                blamed = self._suspect(work, next(iter(suspects)), event.why)
+                blamed = self._suspect(work, next(iter(suspects)), event)
             else:
                 work.lost += 1
                 work.avoid = event.worker
@@ -457,15 +458,15 @@ class Coordinator:
                 "fault; nothing of this was committed",
             )
 
-    def _suspect(self, work: _Work, sample: bytes, why: str) -> bool:
+    def _suspect(self, work: _Work, sample: bytes, event: WorkerLost) -> bool:
         """Whether the sample is condemned. Whoever kills from outside hits innocents too, so that
         one death alone proves nothing: all but one of the attempts must have died on it so."""
         deaths = work.alone.get(sample, 0) + 1
         work.alone[sample] = deaths
         if deaths < self._attempts - 1:
             return False
-        text = f"the worker process died {deaths} times while it encoded this sample alone: {why}"
-        work.condemned[sample] = ("process-died", text)
+        text = f"the worker died {deaths} times while it encoded this sample alone: {event.why}"
+        work.condemned[sample] = (event.reason, text)
         return True
 
     def _requeue(self, name: Name, why: str) -> None:

@@ -176,11 +176,15 @@ def _carry_out(
 class Stops:
     """Why a run should stop: a signal, a limit of the job, or the lease taken by another run."""
 
-    def __init__(self, limits: Limits, *, lost: Callable[[], bool], gpus: float = 0.0) -> None:
+    def __init__(self) -> None:
         self._deadline: float | None = None
         self._why = ""
-        self._lost = lost
+        self._lost: Callable[[], bool] = lambda: False
         self._signal: int | None = None
+
+    def begin(self, limits: Limits, *, lost: Callable[[], bool], gpus: float = 0.0) -> None:
+        """The work begins: the clocks of the limits start."""
+        self._lost = lost
         for seconds, why in _deadlines(limits, gpus):
             if self._deadline is None or time.monotonic() + seconds < self._deadline:
                 self._deadline, self._why = time.monotonic() + seconds, why

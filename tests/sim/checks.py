@@ -131,28 +131,30 @@ def check_tiled(world: World, valid: list[Cell], uri: str, stream: str, when: st
 
 
 def check_history(cells: list[Cell]) -> None:
-    """No cell was ever committed twice by one recipe, but where another version or recipe lay
-    between, or where its parent's was (G5): what a child read is then not what its parent holds."""
+    """No cell was ever committed twice by one recipe, but where another version or recipe, or new
+    tokens of its parent, lay between (G5)."""
     by_place: dict[tuple[str, bytes], list[Cell]] = defaultdict(list)
     for cell in cells:
         by_place[cell["stream"], cell["source_id"]].append(cell)
-    for (stream, place), rows in list(by_place.items()):
-        above = by_place[PARENTS[stream], place] if stream in PARENTS else []
+    for (stream, place), rows in by_place.items():
+        above = by_place.get((PARENTS.get(stream, ""), place), [])
         for later, one in enumerate(rows):
             for other in rows[:later]:
                 same = (one["input"], one["recipe"]) == (other["input"], other["recipe"])
                 if same and _overlap(one, other):
-                    between = any(
-                        other["seq"] < r["seq"] < one["seq"]
-                        and (
-                            r["input"] != one["input"]
-                            or (_overlap(r, one) and r["recipe"] != one["recipe"])
-                        )
-                        for r in rows
-                    ) or any(
+                    between = any(_excuses(r, one, other) for r in rows)
+                    anew = any(
                         other["seq"] < r["seq"] < one["seq"] and _overlap(r, one) for r in above
                     )
-                    require(between, "G5", f"committed twice: {one} and {other}")
+                    require(between or anew, "G5", f"committed twice: {one} and {other}")
+
+
+def _excuses(row: Cell, one: Cell, other: Cell) -> bool:
+    """`row` lay between the two and was another version or recipe."""
+    different = row["input"] != one["input"] or (
+        _overlap(row, one) and row["recipe"] != one["recipe"]
+    )
+    return bool(other["seq"] < row["seq"] < one["seq"] and different)
 
 
 def check_growth(cells: list[Cell]) -> None:

@@ -190,6 +190,8 @@ def _session(
     session.access = access
     session.sources = {PIPELINE: CorpusSource(corpus)}  # type: ignore[dict-item]
     session.facts = dict(facts)
+    session.forgotten = {}
+    session._again = None
     return session
 
 
