@@ -30,6 +30,8 @@ LABEL = "tokenmill.job"
 POLL_SECONDS = 15.0
 # The API server may be away for so long (an upgrade of the control plane) before we give up.
 PATIENCE_SECONDS = 900.0
+# RayJobs that have ended, to look at.
+KEPT = 5
 _EXIT_CODE = re.compile(r"exit code (\d+)")
 _FINAL = frozenset({"Complete", "Failed", "ValidationFailed"})
 
@@ -38,6 +40,8 @@ class Api(Protocol):
     def get(self, path: str) -> Any: ...
 
     def post(self, path: str, body: Mapping[str, Any]) -> Any: ...
+
+    def delete(self, path: str) -> Any: ...
 
 
 class ClusterApi:
@@ -54,10 +58,15 @@ class ClusterApi:
     def post(self, path: str, body: Mapping[str, Any]) -> Any:
         return self._call(path, json.dumps(body).encode())
 
-    def _call(self, path: str, data: bytes | None) -> Any:
+    def delete(self, path: str) -> Any:
+        return self._call(path, None, "DELETE")
+
+    def _call(self, path: str, data: bytes | None, method: str | None = None) -> Any:
         token = (ACCOUNT / "token").read_text().strip()
         headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
-        request = urllib.request.Request(self._base + path, data=data, headers=headers)
+        request = urllib.request.Request(
+            self._base + path, data=data, headers=headers, method=method
+        )
         with urllib.request.urlopen(request, timeout=30, context=self._tls) as answer:
             return json.load(answer)
 
@@ -93,6 +102,22 @@ def run(
         if attempt < attempts:
             sleep(60.0 * attempt)
     return code
+
+
+def tidy(api: Api, manifest: Mapping[str, Any]) -> None:
+    """Delete the RayJobs of earlier nights, but for the last few: their clusters are gone already.
+
+    Raises OSError.
+    """
+    name, namespace = manifest["metadata"]["name"], manifest["metadata"]["namespace"]
+    path = f"/apis/ray.io/v1/namespaces/{namespace}/rayjobs"
+    ended = [
+        (item["metadata"].get("creationTimestamp", ""), item["metadata"]["name"])
+        for item in api.get(f"{path}?labelSelector={LABEL}%3D{name}")["items"]
+        if item.get("status", {}).get("jobDeploymentStatus") in _FINAL
+    ]
+    for _, old in sorted(ended)[:-KEPT]:
+        api.delete(f"{path}/{old}")
 
 
 def _create(api: Api, path: str, body: Mapping[str, Any]) -> None:
@@ -159,11 +184,16 @@ def main(words: list[str]) -> int:
     parser.add_argument("--alert")
     given = parser.parse_args(words)
     manifest = yaml.safe_load(Path(given.manifest).read_text(encoding="utf-8"))
+    api = ClusterApi()
     try:
-        code = run(ClusterApi(), manifest, attempts=given.attempts)
+        code = run(api, manifest, attempts=given.attempts)
     except OSError as error:
         _say(f"gave up: {error}")
         code = 3
+    try:
+        tidy(api, manifest)
+    except OSError as error:
+        _say(f"earlier RayJobs were not deleted: {error}")
     if given.alert and code not in (0, 4):
         alert(given.alert, manifest["metadata"]["name"], str(code))
     return 0 if code == 4 else code

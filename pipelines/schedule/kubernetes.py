@@ -53,6 +53,7 @@ from tokenmill.schemas.errors import JobError
 
 MOUNT = "/etc/tokenmill"
 RAY_JOB_FILE = "rayjob.yaml"
+DASHBOARD_PORT = 8265
 # A CronJob that has missed more than 100 starts within its deadline gives up (Kubernetes' rule).
 _MOST_MISSED = 100
 _CATCH_UP_SECONDS = 23 * 3600
@@ -82,7 +83,7 @@ def kubernetes(schedule: Schedule) -> Rendered:
                 Rule(
                     api_groups=["ray.io"],
                     resources=["rayjobs"],
-                    verbs=["create", "get", "list"],
+                    verbs=["create", "delete", "get", "list"],
                 )
             ],
         ),
@@ -163,14 +164,23 @@ def ray_cluster(schedule: Schedule) -> Manifest:
 
 
 def network_policy(schedule: Schedule) -> Manifest:
-    """The cluster's pods take calls from each other only: whoever reaches a Ray head runs code."""
-    selector = Selector(match_labels={LABEL: schedule.name})
+    """Whoever reaches a Ray head runs code. The cluster's pods take calls from each other, and on
+    the dashboard's port from KubeRay's operator, which submits and asks how it goes."""
+    ours = Selector(match_labels={LABEL: schedule.name})
+    operator = Peer(
+        namespace_selector=Selector(),
+        pod_selector=Selector(match_labels={"app.kubernetes.io/component": "kuberay-operator"}),
+    )
     return Manifest(
         api_version="networking.k8s.io/v1",
         kind="NetworkPolicy",
         metadata=_meta(schedule),
         spec=NetworkPolicySpec(
-            pod_selector=selector, ingress=[Ingress(**{"from": [Peer(pod_selector=selector)]})]
+            pod_selector=ours,
+            ingress=[
+                Ingress.of(Peer(pod_selector=ours)),
+                Ingress.of(operator, port=DASHBOARD_PORT),
+            ],
         ),
     )
 

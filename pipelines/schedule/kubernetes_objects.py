@@ -197,7 +197,8 @@ class RayClusterSpec(_Object):
 
 class RayJobSpec(_Object):
     entrypoint: str
-    submission_mode: str = "K8sJobMode"
+    # the operator submits: no pod of its own, which the network policy would have to know
+    submission_mode: str = "HTTPMode"
     backoff_limit: int = 0
     active_deadline_seconds: int | None = None
     shutdown_after_job_finishes: bool = True
@@ -231,15 +232,30 @@ class RoleRef(_Object):
 
 
 class Selector(_Object):
-    match_labels: dict[str, str]
+    """Without labels: everything."""
+
+    match_labels: dict[str, str] | None = None
 
 
 class Peer(_Object):
+    namespace_selector: Selector | None = None
     pod_selector: Selector | None = None
+
+
+class Port(_Object):
+    port: int
+    protocol: str = "TCP"
 
 
 class Ingress(_Object):
     from_: list[Peer] = Field(alias="from")
+    ports: list[Port] | None = None
+
+    @classmethod
+    def of(cls, *peers: Peer, port: int | None = None) -> Ingress:
+        """`from` is a word of Python's own."""
+        ports = None if port is None else [Port(port=port).model_dump()]
+        return cls.model_validate({"from": [p.model_dump() for p in peers], "ports": ports})
 
 
 class NetworkPolicySpec(_Object):

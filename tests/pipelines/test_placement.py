@@ -132,6 +132,11 @@ def test_idle_workers_go_after_a_while_but_not_below_the_minimum() -> None:
     assert not [d for d in made.handle(Tick(), IDLE_SECONDS - 1) if isinstance(d, StopWorker)]
     stopped = [d for d in made.handle(Tick(), IDLE_SECONDS) if isinstance(d, StopWorker)]
     assert [d.worker for d in stopped] == [2] and made.workers == 2
+    kept = coordinator(2, [Node(cpus=4)], least=3)
+    for worker in range(3):
+        kept.adopt(worker, POOL)
+    kept.handle(Tick(), 0)
+    assert kept.handle(Tick(), IDLE_SECONDS) == []
 
 
 def test_a_minimum_is_started_however_short_the_queue() -> None:
@@ -278,9 +283,9 @@ def test_tokenizers_share_a_gpu_by_fractions_and_labels_and_cpu_nodes_are_kept(
         nodes.ask("kill", each)
 
 
-@pytest.mark.slow
+@pytest.mark.long  # pytest -m long tests/pipelines
 @pytest.mark.ray
-def test_a_cluster_grows_from_a_head_alone(tmp_path: Path) -> None:
+def test_a_cluster_grows_from_a_head_alone_and_shrinks_again(tmp_path: Path) -> None:
     """Ray's real autoscaler, with fake nodes: it learns from us what could be kept busy."""
     resources = {"CPU": 2, "GPU": 1, "object_store_memory": 100 << 20}
     node = {"resources": resources, "node_config": {}, "min_workers": 0, "max_workers": 2}
@@ -289,3 +294,8 @@ def test_a_cluster_grows_from_a_head_alone(tmp_path: Path) -> None:
         assert "40 of 40" in finish(start(head.gcs, job))
         shared = sharers(places(job))
         assert len({raylet for raylet, _ in shared}) == 2 and set(shared.values()) == {1}
+        log = head.folder / "ray" / "session_latest" / "logs" / "monitor.log"
+        until = time.monotonic() + 60
+        while "Resized to 0 CPUs" not in log.read_text():
+            assert time.monotonic() < until, "idle nodes were not given back"
+            time.sleep(0.2)

@@ -243,7 +243,13 @@ def test_secrets_go_by_reference_and_pods_are_closed() -> None:
     policy = yaml.safe_load(to_yaml(network_policy(full_schedule())))
     label = {"matchLabels": {"tokenmill.job": full_schedule().name}}
     assert policy["spec"]["podSelector"] == label
-    assert policy["spec"]["ingress"] == [{"from": [{"podSelector": label}]}]
+    ours, operator = policy["spec"]["ingress"]
+    assert ours == {"from": [{"podSelector": label}]}
+    assert operator["ports"] == [{"port": 8265, "protocol": "TCP"}]
+    (peer,) = operator["from"]
+    assert peer["namespaceSelector"] == {}
+    component = {"app.kubernetes.io/component": "kuberay-operator"}
+    assert peer["podSelector"] == {"matchLabels": component}
 
 
 def test_a_ray_cronjob_says_that_it_is_an_alpha_and_what_it_cannot() -> None:
@@ -281,6 +287,9 @@ class FakeApi:
         assert path == "/apis/ray.io/v1/namespaces/tokenmill/rayjobs"
         self.made[body["metadata"]["name"]] = {}
 
+    def delete(self, path: str) -> Any:
+        del self.made[path.rpartition("/")[2]]
+
 
 MANIFEST = {"metadata": {"name": "tokenmill-n", "namespace": "tokenmill"}, "spec": {}}
 DONE = {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}
@@ -314,6 +323,22 @@ def test_a_new_runner_waits_for_the_ray_job_of_the_one_that_was_drained() -> Non
     api = FakeApi(DONE, fail=2)
     api.made["tokenmill-n-7"] = {}
     assert night(api) == 0 and list(api.made) == ["tokenmill-n-7"]
+
+
+def test_the_last_few_ray_jobs_are_kept_and_one_at_work_is_never_deleted() -> None:
+    api = FakeApi()
+    for day in range(8):
+        api.made[f"tokenmill-n-{day}"] = {
+            "status": {"jobDeploymentStatus": "Complete"} if day else {}
+        }
+    api.get = lambda _: {  # type: ignore[method-assign]
+        "items": [
+            {"metadata": {"name": n, "creationTimestamp": n}, **made}
+            for n, made in api.made.items()
+        ]
+    }
+    kube_runner.tidy(api, MANIFEST)
+    assert sorted(api.made) == [f"tokenmill-n-{day}" for day in (0, 3, 4, 5, 6, 7)]
 
 
 # ---------------------------------------------------------------------------------- systemd

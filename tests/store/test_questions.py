@@ -165,6 +165,13 @@ def test_a_token_of_a_rolled_shard_leads_to_its_raw_file(built: Builder) -> None
     assert one["key"] == f"r/{last['first_row'] + 2}" and one["version"] == "v1"
 
 
+def test_a_token_beyond_the_first_record_batch_leads_to_its_raw_file(built: Builder) -> None:
+    built.encode("long", "text", {A: [doc(f"r/{n}", text=[1, 2]) for n in range(1500)]})
+    found = open_store(built.uri).sql("select path from shards where pipeline = 'long'")
+    (one,) = rows(built, "origin", path=found[0][0].as_py(), token="2801")
+    assert (one["key"], one["row"], one["first_token"]) == ("r/1400", 1400, 2800)
+
+
 def test_superseded_samples_have_no_origin(built: Builder) -> None:
     built.encode("docs", "text", {input_("a.tar", "v2"): [doc("a/0", text=[7])]}, run="run-3")
     (one,) = rows(built, "origin", key="a/0", stream="text")
