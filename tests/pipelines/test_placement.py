@@ -267,6 +267,7 @@ def test_one_actor_per_gpu_growth_when_a_node_joins_and_its_loss_without_loss_of
         third = nodes.add(2, 1)
         await_(lambda: len(gpus(log)) == 4, "growth after a loss")
         assert nodes.ask("drain", second, 3) == "ok"
+        assert nodes.ask("kill", second) == "ok"  # as a preempting provider does in the end
         await_(lambda: not _alive(on_second), "the drained node is gone")
     finally:
         hold.unlink()
