@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export RAY_USAGE_STATS_ENABLED := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-exports lint types long clean
+.PHONY: demo test test-exports lint types long chaos clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tokenmill needs Python 3.11 or newer, this is " + sys.version.split()[0])'
@@ -42,6 +42,10 @@ $(EXPORTS)/%/installed: tests/exports/%.txt tests/exports/torchvision/pyproject.
 # Real text of 100 MB in three formats, locally and on S3: some minutes.
 long: $(VENV)/installed
 	$(BIN)/python -m pytest -m long -s tests/long
+
+# Minutes of random kills on a cluster of three nodes and SeaweedFS; CHAOS_SECONDS and SEED may be given.
+chaos: $(VENV)/installed
+	$(BIN)/python -m tests.chaos.storm --seconds $(or $(CHAOS_SECONDS),240) --files 120 --seed $(or $(SEED),0)
 
 clean:
 	rm -rf $(VENV) $(EXPORTS) demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -17,6 +17,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -82,7 +83,27 @@ def peers() -> None:
 
 
 def make(folder: Path, grids: int, tokens: int) -> None:
-    """The same tokens as a store of ours, as raw arrays, and as each peer writes them."""
+    """The same tokens as a store of ours, as raw arrays, and as each peer writes them; what an
+    earlier call finished is used again."""
+    _once(folder, "store-grids", lambda: _make_grids(folder, grids))
+    _once(folder, "store-text", lambda: _make_text(folder, tokens))
+    for peer, short in (
+        ("litdata", "litdata"),
+        ("mosaicml-streaming", "mds"),
+        ("webdataset", "wds"),
+    ):
+        for kind in ("grids", "text"):
+            _once(folder, f"{short}-{kind}", lambda p=peer, k=kind: _subject(p, k, "write", folder))
+
+
+def _once(folder: Path, name: str, write: Callable[[], Any]) -> None:
+    if not (folder / f"{name}.made").exists():
+        shutil.rmtree(folder / name, ignore_errors=True)
+        write()
+        (folder / f"{name}.made").touch()
+
+
+def _make_grids(folder: Path, grids: int) -> None:
     state = np.random.RandomState(0)
     images = (state.zipf(1.2, (grids, GRID)) % GRID_SIZE).astype(np.uint16)
     images.tofile(folder / "grids.raw")
@@ -90,10 +111,13 @@ def make(folder: Path, grids: int, tokens: int) -> None:
     for number, part in enumerate(np.array_split(images, 4)):
         docs = [doc(f"{number}-{i}", (16, 16), image=ids) for i, ids in enumerate(part)]
         builder.encode("pics", "image", {input_(f"g{number}"): docs}, encoding="plain")
-    lengths = np.exp(state.uniform(np.log(50), np.log(5000), tokens // 800)).astype(int)
+
+
+def _make_text(folder: Path, tokens: int) -> None:
+    state = np.random.RandomState(1)
+    lengths = np.exp(state.uniform(np.log(50), np.log(5000), tokens // 1075)).astype(int)
     text = (state.zipf(1.3, int(lengths.sum())) % VOCABULARY).astype(np.uint16)
-    cut = len(text) // LENGTH * LENGTH
-    text[:cut].astype(np.uint32).tofile(folder / "text.raw")
+    text[: len(text) // LENGTH * LENGTH].astype(np.uint32).tofile(folder / "text.raw")
     builder = Builder(str(folder / "store-text"))
     pieces = np.split(text, np.cumsum(lengths)[:-1])
     each = -(-len(pieces) // 4)
@@ -101,9 +125,6 @@ def make(folder: Path, grids: int, tokens: int) -> None:
         here = pieces[number * each : (number + 1) * each]
         made: list[Doc] = [doc(f"{number}-{i}", text=ids) for i, ids in enumerate(here)]
         builder.encode("docs", "text", {input_(f"t{number}"): made}, encoding="zstd")
-    for peer in PEERS:
-        for kind in ("grids", "text"):
-            _subject(peer, kind, "write", folder)
 
 
 def _subject(
@@ -135,8 +156,8 @@ def _subject(
 # -- what is measured
 
 
-def speed(folder: Path, rounds: int) -> None:
-    for kind in ("grids", "text"):
+def speed(folder: Path, rounds: int, kinds: Sequence[str] = ("grids", "text")) -> None:
+    for kind in kinds:
         names = ["memmap", *OURS, *PEERS]
         if kind == "grids":
             names.remove("tokenmill-whole")
@@ -347,11 +368,19 @@ def _snapshot_row(root: Path, snapshot: str) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    what = {"speed": speed, "resume": resume, "worlds": worlds, "shards": shards, "s3": s3}
+    what = {
+        "speed": speed,
+        "grids": lambda *a: speed(*a, kinds=["grids"]),
+        "text": lambda *a: speed(*a, kinds=["text"]),
+        "resume": resume,
+        "worlds": worlds,
+        "shards": shards,
+        "s3": s3,
+    }
     parser.add_argument("what", choices=["peers", "all", *what])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--grids", type=int, default=240_000)
-    parser.add_argument("--tokens", type=int, default=30_000_000)
+    parser.add_argument("--grids", type=int, default=120_000)
+    parser.add_argument("--tokens", type=int, default=12_000_000)
     parser.add_argument("--folder", type=Path, help="keep the data there and use it again")
     asked = parser.parse_args()
     if asked.what == "peers":
@@ -359,12 +388,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="tokenmill-stream-") as temporary:
         folder = asked.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        if asked.what != "shards" and not (folder / "made").exists():
+        if asked.what != "shards":
             make(folder, asked.grids, asked.tokens)
-            (folder / "made").touch()
         print(f"{measure.machine()}; load {measure.load():.1f}")
         for name, measured in what.items():
-            if asked.what in (name, "all"):
+            if asked.what == name or (asked.what == "all" and name not in ("grids", "text")):
                 measured(folder, asked.rounds)
 
 

@@ -35,7 +35,7 @@ from tokenmill.workers.sources import open_source
 from tokenmill.workers.worker import StreamWorker
 
 SIZE = 64
-LONG_SIZE, LONG_RATE = 32, 5  # 18,000 frames are an hour
+LONG_SIZE, LONG_RATE = 16, 5  # 18,000 frames are an hour
 OPTIONS = {
     "libx264": {"preset": "veryfast"},
     "libx265": {"preset": "ultrafast", "x265-params": "log-level=error"},
@@ -161,7 +161,7 @@ def bare(folder: Path) -> dict[str, float]:
     return {"tokens": tokens}
 
 
-def loop(rounds: int, files: int = 12, frames: int = 97) -> None:
+def loop(rounds: int, files: int = 4, frames: int = 97) -> None:
     print(f"\nloop: {files} videos of {frames} frames, 320 x 240 to {SIZE} x {SIZE}, one thread")
     with tempfile.TemporaryDirectory() as name:
         folder = _folder(Path(name))
@@ -181,7 +181,7 @@ def loop(rounds: int, files: int = 12, frames: int = 97) -> None:
 
 
 def memory(frames: int) -> None:
-    print(f"\nmemory: peak MB of one process by length of one video, {LONG_SIZE} x {LONG_SIZE}")
+    print("\nmemory: peak MB of one process by length of one video, 160 x 120")
     for clips in (False, True):
         for count in _lengths(frames):
             with tempfile.TemporaryDirectory() as name:
@@ -189,7 +189,7 @@ def memory(frames: int) -> None:
                 (folder / "long").touch()
                 if clips:
                     (folder / "clips").touch()
-                made(folder / "in" / "0.mp4", "libx264", count, (LONG_SIZE, LONG_SIZE), LONG_RATE)
+                made(folder / "in" / "0.mp4", "libx264", count, (120, 160), LONG_RATE)
                 cost = _child("worker", folder)
                 kind = "clips of 17" if clips else "whole file"
                 seconds = count / LONG_RATE
@@ -200,7 +200,7 @@ def _lengths(most: int) -> Iterator[int]:
     count = 64
     while count < most:
         yield count
-        count *= 8
+        count *= 16
     yield most
 
 

@@ -51,6 +51,8 @@ def plan_children(
         left = left_to_do(known, child.recipe, cells, retokenize)
         tasks = _tasks(made, child, known, left.todo, coverage, files)
         made = replace(made, tasks=(*made.tasks, *tasks))
+        if _lacking(left.todo, tasks):
+            made = replace(made, orphans=(*made.orphans, child.stream))
         if left.recipes:
             made = replace(
                 made,
@@ -125,6 +127,15 @@ def _tasks(
             )
         )
     return tasks
+
+
+def _lacking(todo: Mapping[bytes, Sequence[Interval]], tasks: Iterable[PlannedTask]) -> bool:
+    """Whether something to do is in none of the tasks."""
+    planned: dict[bytes, list[Interval]] = defaultdict(list)
+    for task in tasks:
+        for span in task.unit.spans:
+            planned[span.input.id].append((span.start, span.end))
+    return any(subtract(p, planned.get(i, ())) for i, parts in todo.items() for p in parts)
 
 
 def _committed(

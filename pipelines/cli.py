@@ -29,7 +29,7 @@ from tokenmill.pipelines.estimate import Estimate
 from tokenmill.pipelines.progress import progress
 from tokenmill.pipelines.run import dry_run
 from tokenmill.pipelines.run import run as run_job
-from tokenmill.pipelines.session import Options, load_job
+from tokenmill.pipelines.session import load_job, options_of
 from tokenmill.pipelines.template import JOB_TEMPLATE
 from tokenmill.schemas.errors import JobError, TokenmillError
 from tokenmill.schemas.job import job_json_schema
@@ -73,22 +73,6 @@ def _root(
     pass
 
 
-def _options(
-    executor: str, address: str | None, workers: int | None, retokenize: bool, lease: bool
-) -> Options:
-    if executor not in ("ray", "local"):
-        raise JobError(f"--executor {executor!r} is not known", remedy="ray or local")
-    if executor == "local" and address:
-        raise JobError("--address needs --executor ray", remedy="leave one of the two out")
-    return Options(
-        executor="local" if executor == "local" else "ray",
-        address=address,
-        workers=workers,
-        retokenize=retokenize,
-        lease=lease,
-    )
-
-
 @app.command()
 def run(
     job: JobFile,
@@ -104,7 +88,7 @@ def run(
     ] = None,
 ) -> None:
     """Tokenize what a job's sources hold and its store does not. Resumes by itself."""
-    options = _options(executor, address, workers, retokenize, not no_lease)
+    options = options_of(executor, address, workers, retokenize=retokenize, lease=not no_lease)
     options = replace(options, log=log, estimate=_estimate_of(job))
     with progress() as shown:
         report = run_job(load_job(job), options, watch=shown, say=shown.say)
@@ -135,7 +119,7 @@ def plan(
         raise JobError("--measure works on this machine", remedy="leave --executor out")
     report, facts = dry_run(
         load_job(job),
-        _options(executor, address, None, retokenize, False),
+        options_of(executor, address, None, retokenize=retokenize, lease=False),
         measure_seconds=seconds if measure else None,
         say=lambda text: print(text, file=sys.stderr),
     )

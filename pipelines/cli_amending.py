@@ -10,8 +10,11 @@ from typing import Annotated
 
 import typer
 
-from tokenmill.pipelines import asking
+from tokenmill.pipelines import asking, summary
 from tokenmill.pipelines.cli_asking import Output, Store, bar
+from tokenmill.pipelines.progress import progress
+from tokenmill.pipelines.run import run as run_job
+from tokenmill.pipelines.session import load_job, options_of
 from tokenmill.pipelines.tables import check_format, human_bytes, show
 from tokenmill.schemas.errors import JobError
 from tokenmill.store.forget import Receipt
@@ -19,7 +22,35 @@ from tokenmill.store.forget import Receipt
 
 def register(app: typer.Typer) -> None:
     """Add the verbs to `app`, in the order in which --help lists them."""
+    app.command()(retry)
     app.command()(forget)
+
+
+def retry(
+    job: Annotated[str, typer.Argument(metavar="JOB.yaml", help="The job, mended.")],
+    where: Annotated[
+        str, typer.Option(metavar="SQL", help="Over the view `quarantine`; by default all of it.")
+    ] = "true",
+    executor: Annotated[
+        str, typer.Option(help="ray (default; a cluster with --address) | local.")
+    ] = "ray",
+    address: Annotated[
+        str | None, typer.Option(help="A Ray cluster: auto, host:port, ray://host:port.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Workers of each stream, at most.")
+    ] = None,
+) -> None:
+    """Tokenize again the units of quarantined samples, after a fix; the history is kept.
+
+    Whole units go again under their own cut, so that streams stay aligned; new inputs wait for the
+    next `run`.
+    """
+    options = options_of(executor, address, workers, retry=where)
+    with progress() as shown:
+        report = run_job(load_job(job), options, watch=shown, say=shown.say)
+    summary.show_run(report, job, verb="retry")
+    raise typer.Exit(report.exit_code)
 
 
 def forget(

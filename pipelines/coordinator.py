@@ -66,6 +66,7 @@ class WorkerLost:
     why: str
     in_flight: tuple[bytes, ...] = ()  # samples that native code held
     unit: bytes | None = None  # the unit they belong to
+    reason: str = "process-died"  # what a sample alone in native code is quarantined with
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -311,7 +312,8 @@ class Coordinator:
         self._store_patience = store_patience
         self._work: dict[Name, _Work] = {}
         self._waiting: dict[Pool, deque[Name]] = {pool: deque() for pool in pools}
-        self._children: dict[Name, list[Name]] = {}  # a task -> those that wait for its commit
+        # a task -> those that wait for its commit, each once though it was planned again
+        self._children: dict[Name, dict[Name, None]] = {}
         self._workers: dict[int, _Worker] = {}
         self._next_worker = 0
         self._next_attempt = 0
@@ -443,7 +445,7 @@ class Coordinator:
             elif suspects - work.isolate - work.condemned.keys():
                 work.isolate |= suspects  # next time these go one by one
             elif len(suspects) == 1:
-                blamed = self._suspect(work, next(iter(suspects)), event.why)
+                blamed = self._suspect(work, next(iter(suspects)), event)
             else:
                 work.lost += 1
                 work.avoid = event.worker
@@ -456,15 +458,15 @@ class Coordinator:
                 "fault; nothing of this was committed",
             )
 
-    def _suspect(self, work: _Work, sample: bytes, why: str) -> bool:
+    def _suspect(self, work: _Work, sample: bytes, event: WorkerLost) -> bool:
         """Whether the sample is condemned. Whoever kills from outside hits innocents too, so that
         one death alone proves nothing: all but one of the attempts must have died on it so."""
         deaths = work.alone.get(sample, 0) + 1
         work.alone[sample] = deaths
         if deaths < self._attempts - 1:
             return False
-        text = f"the worker process died {deaths} times while it encoded this sample alone: {why}"
-        work.condemned[sample] = ("process-died", text)
+        text = f"the worker died {deaths} times while it encoded this sample alone: {event.why}"
+        work.condemned[sample] = (event.reason, text)
         return True
 
     def _requeue(self, name: Name, why: str) -> None:
@@ -485,13 +487,13 @@ class Coordinator:
         if parent not in self._work:
             raise ValueError(f"{name} waits for {parent}, which is not planned")
         self._work[name].state = "blocked"
-        self._children.setdefault(parent, []).append(name)
+        self._children.setdefault(parent, {})[name] = None
         if self._work[parent].state == "failed":
             self._give_up_children(parent)
 
     def _blocked(self, parent: Name) -> list[Name]:
         """Those that have waited for `parent` until now, but for those planned anew meanwhile."""
-        children = self._children.pop(parent, [])
+        children = self._children.pop(parent, {})
         return [n for n in children if n in self._work and self._work[n].state == "blocked"]
 
     def _give_up_children(self, name: Name) -> None:

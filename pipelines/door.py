@@ -79,7 +79,15 @@ def load_tokenizer(name: str, checkpoint: str | None = None, **config: Any) -> L
 
 
 def load_recorded(stream: StreamTokenizer) -> Tokenizer:
-    """The tokenizer that the ledger recorded for a stream. Raises TokenizerError."""
+    """The tokenizer that the ledger recorded for a stream. Raises TokenizerError.
+
+    A store is data: what it names must be installed here as a plug-in, it may not name code.
+    """
+    if ":" in registry.split_variant(stream.tokenizer, stream.config)[0]:
+        raise TokenizerError(
+            f"the store names {stream.tokenizer!r} as its tokenizer, which is code and no plug-in",
+            remedy="install the plug-in under a name, or pass a decoder of your own",
+        )
     checkpoint = (
         Checkpoint(uri=stream.checkpoint, sha256=stream.checkpoint_sha256)
         if stream.checkpoint

@@ -23,7 +23,7 @@ from tokenmill.pipelines.coordinator import (
     WorkerReady,
 )
 from tokenmill.pipelines.placement import Node
-from tokenmill.schemas.job import Job
+from tokenmill.schemas.job import Job, Policy
 from tokenmill.schemas.tokenizer import WorkerFacts
 from tokenmill.schemas.work import FailureClass, Task
 from tokenmill.workers.local import LocalWorker
@@ -139,14 +139,16 @@ class LocalExecutor:
             pass  # it died: the sentinel says how
         if worker.exit_code() is not None:
             held = worker.in_flight()  # before kill: that removes the page
-            why = _death(worker.kill())
+            code = worker.kill()
+            overdue = code == -signal.SIGALRM
             del self._workers[id_]
             self._forget_running(id_)
             events.append(
                 WorkerLost(
                     worker=id_,
                     kind=FailureClass.WORKER,
-                    why=why,
+                    why=too_long(self._job.policy) if overdue else _death(code),
+                    reason="timeout" if overdue else "process-died",
                     in_flight=tuple(held.samples) if held else (),
                     unit=held.unit if held else None,
                 )
@@ -176,8 +178,14 @@ class LocalExecutor:
         self._workers.clear()
 
 
+def too_long(policy: Policy) -> str:
+    return f"it did not come back within policy.encode_seconds ({policy.encode_seconds:g} s)"
+
+
 def _death(code: int) -> str:
     """`killed by SIGKILL` or `exit code 1`."""
+    if code == -signal.SIGKILL:
+        return "killed by SIGKILL (the kernel's out-of-memory killer, perhaps)"
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
     return f"ended with exit code {code}"

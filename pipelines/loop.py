@@ -31,7 +31,7 @@ from tokenmill.pipelines.coordinator import (
     Tick,
 )
 from tokenmill.pipelines.executors import Executor, Running
-from tokenmill.schemas.errors import StoreUnavailable
+from tokenmill.schemas.errors import JobError, StoreUnavailable
 from tokenmill.schemas.job import Limits
 from tokenmill.schemas.work import TaskResult
 from tokenmill.store.ledger import Entry, Ledger, StreamFacts
@@ -165,6 +165,8 @@ def _carry_out(
                 tasks = replan(decision.pipeline, decision.uris)
             except StoreUnavailable as error:
                 return [ReplanPostponed(decision=decision, why=str(error))]
+            except JobError as error:  # what is finished is committed, and the run ends
+                return [StopAsked(why=str(error), exit_code=error.exit_code)]
             return [Replanned(tasks=tuple(tasks))]
         case Finish():
             pass
@@ -174,11 +176,15 @@ def _carry_out(
 class Stops:
     """Why a run should stop: a signal, a limit of the job, or the lease taken by another run."""
 
-    def __init__(self, limits: Limits, *, lost: Callable[[], bool], gpus: float = 0.0) -> None:
+    def __init__(self) -> None:
         self._deadline: float | None = None
         self._why = ""
-        self._lost = lost
+        self._lost: Callable[[], bool] = lambda: False
         self._signal: int | None = None
+
+    def begin(self, limits: Limits, *, lost: Callable[[], bool], gpus: float = 0.0) -> None:
+        """The work begins: the clocks of the limits start."""
+        self._lost = lost
         for seconds, why in _deadlines(limits, gpus):
             if self._deadline is None or time.monotonic() + seconds < self._deadline:
                 self._deadline, self._why = time.monotonic() + seconds, why

@@ -51,7 +51,9 @@ def measure(
     """
     found: list[StreamEstimate] = []
     for (name, stream), facts in what.facts.items():
-        units = [task.unit for task in what.plans[name].tasks if task.stream == stream]
+        tasks = [task for task in what.plans[name].tasks if task.stream == stream]
+        # a child reads tokens that are not there yet, and costs little beside its parent
+        units = [task.unit for task in tasks if not task.reads_tokens]
         if not units:
             continue
         small = _small_units(name, units, what.sources[name])

@@ -8,7 +8,7 @@ for the others: aligning them is then taking row i of each.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -49,6 +49,11 @@ class PlannedTask:
     after: str | None = None
     parent: ParentRows | None = None
 
+    @property
+    def reads_tokens(self) -> bool:
+        """Of a child: it reads no input."""
+        return self.after is not None or self.parent is not None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -62,13 +67,15 @@ class Plan:
     outdated: Mapping[str, int] = field(default_factory=dict)
     # stream -> recipes of that coverage
     outdated_recipes: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    # children whose parent is tokenized there, but with another recipe than today's
+    orphans: tuple[str, ...] = ()
 
     @property
     def bytes(self) -> Mapping[str, int]:
         """Bytes of input to read, by stream; a child reads tokens instead."""
         total: dict[str, int] = defaultdict(int)
         for task in self.tasks:
-            if task.after is None and task.parent is None:
+            if not task.reads_tokens:
                 total[task.stream] += task.unit.size
         return total
 
@@ -141,6 +148,7 @@ def plan(
     unit_inputs: int,
     splittable: Callable[[Input], bool],
     retokenize: bool = False,
+    again: Mapping[str, Collection[bytes]] | None = None,
 ) -> Plan:
     """What every stream still has to do.
 
@@ -148,20 +156,25 @@ def plan(
     any recipe. Without `retokenize`, cells of another recipe count as covered and are reported as
     outdated; with it they are replaced one by one or several at once, never in part: the ledger
     hides a cell whole as soon as a later one touches it, and its other half would be lost to
-    readers until the run got there.
+    readers until the run got there. again: stream -> units whose cells are replaced likewise; with
+    it nothing else is planned (`retry`).
     """
     known = {i.id: i for i in inputs}
+    replaces = retokenize or again is not None
     todo: dict[str, dict[bytes, list[Interval]]] = {}
     standing: dict[str, dict[bytes, list[Interval]]] = {}  # to be replaced
     outdated: dict[str, int] = {}
     outdated_recipes: dict[str, frozenset[str]] = {}
     for stream, recipe in recipes.items():
-        left = left_to_do(known, recipe, coverage.get(stream, ()), retokenize)
+        units = () if again is None else again.get(stream, ())
+        left = left_to_do(known, recipe, coverage.get(stream, ()), retokenize, units)
         todo[stream], standing[stream] = left.todo, left.standing
+        if again is not None:  # new inputs wait for the next run
+            todo[stream] = {i: sorted(cells) for i, cells in left.standing.items() if i in known}
         if left.recipes:
             outdated[stream], outdated_recipes[stream] = left.outdated, left.recipes
 
-    tasks = list(_keep_cuts(pipeline, known, todo, coverage, standing, bool(retokenize)))
+    tasks = list(_keep_cuts(pipeline, known, todo, coverage, standing, replaces))
     total = sum(known[i].extent for i in set().union(*todo.values()) if i in known)
     target = unit_size(total, unit_bytes)
     # Inputs that several streams lack in the same way are cut once for all of them.
@@ -189,7 +202,7 @@ def plan(
             splittable=splittable,
             standing=fixed,
         ):
-            tasks += [PlannedTask(unit=unit, stream=s, replaces=retokenize) for s in streams_]
+            tasks += [PlannedTask(unit=unit, stream=s, replaces=replaces) for s in streams_]
     return Plan(
         pipeline=pipeline,
         inputs=len(inputs),
@@ -223,9 +236,14 @@ class Left:
 
 
 def left_to_do(
-    known: Mapping[bytes, Input], recipe: str, cells: Iterable[CoveredSpan], retokenize: bool
+    known: Mapping[bytes, Input],
+    recipe: str,
+    cells: Iterable[CoveredSpan],
+    retokenize: bool,
+    again: Collection[bytes] = (),
 ) -> Left:
-    """The known inputs minus valid cells; those of another recipe count unless `retokenize`."""
+    """The known inputs minus valid cells; those of another recipe count unless `retokenize`, those
+    of the units in `again` never."""
     covered: dict[bytes, list[Interval]] = defaultdict(list)
     standing: dict[bytes, list[Interval]] = defaultdict(list)
     others: set[str] = set()
@@ -237,6 +255,9 @@ def left_to_do(
             if retokenize:
                 standing[cell.input].append((cell.start, cell.end))
                 continue
+        if cell.unit in again:
+            standing[cell.input].append((cell.start, cell.end))
+            continue
         covered[cell.input].append((cell.start, cell.end))
     return Left(
         todo=_uncovered(known, covered),

@@ -24,17 +24,18 @@ from tokenmill.pipelines.coordinator import (
     WorkerLost,
     WorkerReady,
 )
-from tokenmill.pipelines.executors import Running
+from tokenmill.pipelines.executors import Running, too_long
 from tokenmill.pipelines.placement import Node
 from tokenmill.schemas.errors import StoreError, TokenmillError
 from tokenmill.schemas.job import Job, Resources
 from tokenmill.schemas.tokenizer import WorkerFacts
 from tokenmill.schemas.work import FailureClass, Task
-from tokenmill.workers.actor import actor_class, in_flight
+from tokenmill.workers.actor import actor_class, in_flight, in_flight_on
+from tokenmill.workers.inflight import Held
 
 # The object store carries only small records; the default of 30 % of memory is pages wasted.
 OBJECT_STORE_BYTES = 128 << 20
-PROGRESS_SECONDS = 1.0
+PAGE_SECONDS = 30.0  # to read a dead actor's page on another node
 # How soon a node that joined or left is noticed.
 NODES_SECONDS = 2.0
 # Of a stream; an autoscaler that brings so many at a time is fast enough.
@@ -91,6 +92,7 @@ class RayExecutor:
         self._pools: dict[int, Pool] = {}
         self._pages: dict[int, str] = {}
         self._refs: dict[Any, tuple[str, int]] = {}
+        self._homes: dict[int, str] = {}
         self._facts: dict[Pool, WorkerFacts] = {}
         self._running: dict[int, Running] = {}
         # in-flight pages lie in each node's own folder: read back where this is that node
@@ -116,6 +118,7 @@ class RayExecutor:
         ).remote(self._job, pool[0], pool[1], page)
         self._actors[worker], self._pools[worker], self._pages[worker] = actor, pool, page
         self._refs[actor.facts.remote()] = ("facts", worker)
+        self._refs[actor.node.remote()] = ("node", worker)
 
     def assign(self, worker: int, task: Task) -> None:
         actor = self._actors[worker]
@@ -209,6 +212,8 @@ class RayExecutor:
             case "run":
                 self._running.pop(worker, None)
                 return [Answered(worker=worker, pipeline=pool[0], answer=value)]
+            case "node":
+                self._homes[worker] = value
             case "progress":
                 self._running[worker] = Running(
                     samples=sum(p.samples for p in value), tokens=sum(p.tokens for p in value)
@@ -220,7 +225,9 @@ class RayExecutor:
         if isinstance(creation, TokenmillError):  # raised by the actor's __init__
             return [WorkerFailed(worker=worker, error=creation)]
         place = isinstance(error, ray_errors.ActorUnavailableError) or _node_gone(error)
-        held = None if place else in_flight(self._pages[worker])
+        held = None if place else self._held(worker)
+        patience = self._job.policy.encode_seconds
+        overdue = held is not None and 0 < patience <= held.seconds
         self.stop(worker)
         why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         kind = FailureClass.PLACE if place else FailureClass.WORKER
@@ -228,11 +235,19 @@ class RayExecutor:
             WorkerLost(
                 worker=worker,
                 kind=kind,
-                why=why,
+                why=too_long(self._job.policy) if overdue else why,
+                reason="timeout" if overdue else "process-died",
                 in_flight=tuple(held.samples) if held else (),
                 unit=held.unit if held else None,
             )
         ]
+
+    def _held(self, worker: int) -> Held | None:
+        """What the dead actor's page says, on whichever node it lies."""
+        node, page = self._homes.get(worker), self._pages[worker]
+        if node is None or node == ray.get_runtime_context().get_node_id():
+            return in_flight(page)
+        return in_flight_on(node, page, PAGE_SECONDS)
 
     def _forget(self, worker: int) -> None:
         self._running.pop(worker, None)

@@ -85,9 +85,11 @@ def run(job: Job, options: Options, *, watch: Watcher, say: Say) -> Report:
     began = time.monotonic()
     run_id = f"{job.name}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{uuid.uuid4().hex[:6]}"
     session = Session(job, options)
-    session.access.check()
-    report = Report(run=run_id, store=session.access.uri)
+    stops = Stops()
     with ExitStack() as stack:
+        stack.enter_context(stops.signals())  # first of all: a stop while we list is a stop too
+        session.access.check()
+        report = Report(run=run_id, store=session.access.uri)
         leases = [stack.enter_context(x) for x in _leases(session, run_id)]
         executor = session.executor()
         stack.callback(executor.close)
@@ -115,11 +117,10 @@ def run(job: Job, options: Options, *, watch: Watcher, say: Say) -> Report:
         observing = Observing(
             job=job.name, run=run_id, leases=leases, log=options.log, executor=executor
         )
-        stops = Stops(job.limits, lost=lambda: any(x.lost for x in leases), gpus=executor.gpus)
-        with stops.signals():
-            finish = _drive(
-                session, executor, coordinator, ledger, report, stops, watch, say, observing
-            )
+        stops.begin(job.limits, lost=lambda: any(x.lost for x in leases), gpus=executor.gpus)
+        finish = _drive(
+            session, executor, coordinator, ledger, report, stops, watch, say, observing
+        )
         report.counts = coordinator.counts
         report.work_seconds = time.monotonic() - began - report.start_seconds
         _judge(job, report, finish)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 import warnings
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +17,7 @@ import pyarrow.compute as pc
 
 from tokenmill.pipelines.children import Attempt, Child, plan_children
 from tokenmill.pipelines.coordinator import (
+    FAILED_STARTS,
     NewTask,
     Pool,
     PoolLimits,
@@ -28,10 +31,12 @@ from tokenmill.pipelines.plan import CoveredSpan, Plan, plan
 from tokenmill.schemas.errors import JobError, StoreError
 from tokenmill.schemas.identity import canonical_uri
 from tokenmill.schemas.job import Job, Resources, nearest, parents_first, parse_job
+from tokenmill.schemas.ledger import FORGOTTEN
 from tokenmill.schemas.samples import Source, alternatives
 from tokenmill.schemas.tokenizer import WorkerFacts, parent_mismatch
 from tokenmill.schemas.work import Input, ParentFile
 from tokenmill.store.access import Access
+from tokenmill.store.dataset import open_store
 from tokenmill.store.ledger import Ledger
 from tokenmill.workers.sources import open_source
 
@@ -52,6 +57,31 @@ class Options:
     lease: bool = True
     log: str | None = None
     estimate: Estimate | None = None  # what `plan --measure` said, to be compared with
+    retry: str | None = None  # SQL over the quarantine view: only the units that it names
+
+
+def options_of(
+    executor: str,
+    address: str | None,
+    workers: int | None,
+    *,
+    retokenize: bool = False,
+    lease: bool = True,
+    retry: str | None = None,
+) -> Options:
+    """Options as the command line gives them. Raises JobError."""
+    if executor not in ("ray", "local"):
+        raise JobError(f"--executor {executor!r} is not known", remedy="ray or local")
+    if executor == "local" and address:
+        raise JobError("--address needs --executor ray", remedy="leave one of the two out")
+    return Options(
+        executor="local" if executor == "local" else "ray",
+        address=address,
+        workers=workers,
+        retokenize=retokenize,
+        lease=lease,
+        retry=retry,
+    )
 
 
 def load_job(path: str) -> Job:
@@ -85,6 +115,7 @@ class Session:
         self.inputs: dict[str, list[Input]] = {}
         self.facts: dict[Pool, WorkerFacts] = {}
         self.kept: dict[int, Pool] = {}
+        self._again: dict[str, dict[str, set[bytes]]] | None = None
         self.forgotten: dict[str, Mapping[bytes, frozenset[bytes]]] = {}
         self.listing_seconds = 0.0
 
@@ -145,18 +176,16 @@ class Session:
 
         Listing goes on beside it. Raises what a worker could not start for.
         """
-        worker = 0
+        numbers = itertools.count()
         for group in _fitting(self.pools, limits, executor):
             for id_ in list(self.kept):
                 executor.stop(id_)
             self.kept = {}
             for pool in group:
-                executor.start(worker, pool)
-                self.kept[worker] = pool
-                worker += 1
+                self._start(executor, next(numbers), pool)
             if not self.inputs:
                 self.list()
-            self._await(executor, set(self.kept))
+            self._await(executor, numbers)
         self.facts = self._with_parents(executor.facts())
 
     def _with_parents(self, facts: Mapping[Pool, WorkerFacts]) -> dict[Pool, WorkerFacts]:
@@ -182,24 +211,36 @@ class Session:
                 found[name, stream] = replace(child, identity=identity)
         return found
 
-    def _await(self, executor: Executor, starting: set[int]) -> None:
+    def _start(self, executor: Executor, worker: int, pool: Pool) -> None:
+        executor.start(worker, pool)
+        self.kept[worker] = pool
+
+    def _await(self, executor: Executor, numbers: Iterator[int]) -> None:
+        """Until all that were started are ready; one that dies is replaced, some times."""
+        ready: set[int] = set()
+        died: Counter[Pool] = Counter()
         began, warned = time.monotonic(), False
-        while starting:
+        while starting := self.kept.keys() - ready:
             if not warned and time.monotonic() - began > PATIENCE_SECONDS:
                 warned = True
                 warnings.warn(_no_place(self.job, [self.kept[w] for w in starting]), stacklevel=2)
             for event in executor.wait(5.0):
                 match event:
                     case WorkerReady():
-                        starting.discard(event.worker)
+                        ready.add(event.worker)
                     case WorkerFailed():
                         raise event.error
                     case WorkerLost():
-                        raise StoreError(
-                            f"a worker of stream {self.kept[event.worker][1]!r} died at its start",
-                            why=event.why,
-                            remedy="look at its memory and at the cluster's logs, then run again",
-                        )
+                        pool = self.kept.pop(event.worker)
+                        died[pool] += 1
+                        if died[pool] >= FAILED_STARTS:
+                            raise StoreError(
+                                f"workers of stream {pool[1]!r} die at their start",
+                                why=f"{died[pool]} in a row; the last: {event.why}",
+                                remedy="look at their memory and at the cluster's logs, then run "
+                                "again",
+                            )
+                        self._start(executor, next(numbers), pool)
                     case _:
                         pass
 
@@ -239,6 +280,7 @@ class Session:
             seq = ledger.seq(name) if ledger else 0
             self.forgotten[name] = forgotten(ledger, name) if ledger else {}
             coverage = covered(ledger, name) if ledger else {}
+            again = self.again(ledger, name)
             streams = [s for s, c in config.streams.items() if c.parent is None]
             made = plan(
                 name,
@@ -249,15 +291,38 @@ class Session:
                 unit_inputs=config.source.unit_inputs,
                 splittable=self.sources[name].splittable,
                 retokenize=self.options.retokenize,
+                again=again,
             )
             if children := self._children(name):
                 parents = {child.parent for child in children}
                 files = parent_files(ledger, name, parents) if ledger else {}
                 made = plan_children(
-                    made, inputs, children, coverage, files, retokenize=self.options.retokenize
+                    made,
+                    inputs,
+                    children,
+                    _but(coverage, {c.stream for c in children}, again),
+                    files,
+                    retokenize=self.options.retokenize,
                 )
+                if made.orphans and only is not None:
+                    raise _overtaken(name, made.orphans)
             plans[name] = (made, seq)
         return plans
+
+    def again(self, ledger: Ledger | None, pipeline: str) -> dict[str, set[bytes]] | None:
+        """With `retry`: stream -> units that hold a quarantined sample or input it names.
+
+        Asked once: what this run quarantines again is not tried a third time. Raises JobError.
+        """
+        if self.options.retry is None:
+            return None
+        if self._again is None:
+            self._again = {}
+            rows = _refused(self.access, self.options.retry) if ledger else []
+            for row in rows:
+                streams = self._again.setdefault(row["pipeline"], {})
+                streams.setdefault(row["stream"], set()).add(bytes.fromhex(row["unit"]))
+        return self._again.get(pipeline, {})
 
     def _children(self, pipeline: str) -> Sequence[Child]:
         streams = self.job.pipelines[pipeline].streams
@@ -318,6 +383,16 @@ def _fitting(
     yield group
 
 
+def _overtaken(pipeline: str, orphans: Sequence[str]) -> JobError:
+    """In the middle of a run; before it, `refuse_outdated` says so."""
+    return JobError(
+        f"another run has tokenized the parent of stream {orphans[0]!r} with another recipe",
+        where=f"pipelines.{pipeline}.streams.{orphans[0]}",
+        why="this run cannot make the child of tokens that it would not have made itself",
+        remedy="run again with the job of that run, or --retokenize with this one",
+    )
+
+
 COVERED = (
     "input",
     "span_start",
@@ -345,6 +420,29 @@ def covered(ledger: Ledger, pipeline: str) -> dict[str, list[CoveredSpan]]:
             for i, a, b, r, u, o, q, f, n in zip(*columns, strict=True)
         ]
     return found
+
+
+def _but(
+    coverage: Mapping[str, Sequence[CoveredSpan]],
+    children: Collection[str],
+    again: Mapping[str, Collection[bytes]] | None,
+) -> Mapping[str, Sequence[CoveredSpan]]:
+    """`coverage` without the cells of children that are to be tried again."""
+    if not again:
+        return coverage
+    kept = {s: [c for c in coverage[s] if c.unit not in again.get(s, ())] for s in coverage}
+    return {s: kept[s] if s in children else cells for s, cells in coverage.items()}
+
+
+def _refused(access: Access, where: str) -> list[dict[str, Any]]:
+    """pipeline, stream, unit (hex) of the quarantine rows that `where` names. What was forgotten
+    is not to be tried again."""
+    sql = (
+        "select distinct pipeline, stream, unit from "
+        f"(select * from quarantine where reason <> '{FORGOTTEN}') quarantine where (\n{where}\n)"
+    )
+    rows: list[dict[str, Any]] = open_store(access.uri, pin=False).sql(sql).to_pylist()
+    return rows
 
 
 def parent_files(

@@ -16,13 +16,16 @@ from tokenmill.pipelines.tables import human_bytes
 from tokenmill.schemas.tokenizer import WorkerFacts
 
 
-def show_run(report: Report, job: str) -> None:
+def show_run(report: Report, job: str, *, verb: str = "run") -> None:
     """What was done, where it is, and how to go on."""
     console = Console(file=sys.stdout, highlight=False)
     counts = report.counts
     if report.nothing_new and report.exit_code == 0:
         inputs = sum(p.inputs for p in report.plans.values())
-        console.print(f"Nothing new: all {inputs:,} inputs are tokenized in {report.store}")
+        if verb == "retry":
+            console.print(f"Nothing to retry: nothing quarantined matches in {report.store}")
+        else:
+            console.print(f"Nothing new: all {inputs:,} inputs are tokenized in {report.store}")
         return
     table = Table(show_header=False, box=None, padding=(0, 2))
     table.add_column(style="bold")
@@ -52,7 +55,9 @@ def show_run(report: Report, job: str) -> None:
     if report.exit_code:
         console.print(f"\n{_ending(report)}", soft_wrap=True, markup=False)
         if report.exit_code in (3, 4):
-            console.print(f"go on: {_tool()} run {shlex.quote(job)}", soft_wrap=True, markup=False)
+            console.print(
+                f"go on: {_tool()} {verb} {shlex.quote(job)}", soft_wrap=True, markup=False
+            )
         return
     console.print("\nnext:")
     sql = "select stream, sum(samples) as samples, sum(tokens) as tokens from shards group by 1"

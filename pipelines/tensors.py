@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
 
@@ -53,15 +52,5 @@ class TorchTensors:
         return found.pin_memory() if self._pinned else found
 
     def iterable(self, loader: Loader) -> Any:
-        """An IterableDataset whose workers take every n-th step: a DataLoader of any number of
-        workers gives the same batches in the same order."""
-        data = import_module("torch.utils.data")
-
-        class Steps(data.IterableDataset):  # type: ignore[name-defined, misc]
-            def __iter__(self) -> Iterator[SequenceBatch]:
-                worker = data.get_worker_info()
-                if worker is None:
-                    return iter(loader.steps())
-                return iter(loader.steps(worker.id, worker.num_workers))
-
-        return Steps()
+        """An IterableDataset whose workers share the loader's steps."""
+        return import_module("tokenmill.pipelines.torch_steps").Steps(loader)

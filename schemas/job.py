@@ -57,6 +57,12 @@ class Clips(_Model):
     reader: Literal["auto", "decord", "pyav"] = "auto"
     """Which library decodes."""
 
+    @model_validator(mode="after")
+    def _key_frames_are_known(self) -> Clips:
+        if self.bounds == "keyframe" and self.reader == "decord":
+            raise ValueError("`reader: decord` does not tell key frames: leave it at auto")
+        return self
+
 
 class Source(_Model):
     """Where samples come from."""
@@ -203,6 +209,18 @@ class Policy(_Model):
         "unknown",
     ]
     """Use policies of tokenizers and weights that this job accepts."""
+    sample_seconds: float = Field(default=30, gt=0)
+    """A sample whose decode child makes no progress for so long is quarantined as `timeout`."""
+    sample_mib: int = Field(default=4096, ge=256)
+    """Address space of a decode child: a sample that wants more is quarantined."""
+    encode_seconds: float = Field(default=300, ge=0)
+    """A batch that does not come back from the encoder within so long kills its worker; its
+    samples then go one by one, and the one that does it again is quarantined. 0: wait for ever."""
+    systematic_share: float = Field(default=0.05, gt=0, le=1)
+    """The same unexpected error in more of the last 1,000 samples is a fault of the worker's until
+    another worker has met it too: nothing of it is quarantined before."""
+    systematic_row: int = Field(default=20, ge=2)
+    """The same, for so many samples in a row."""
     store_patience: float = Field(default=600, ge=0)
     """Seconds that a store may fail in a row before the run stops with exit code 3."""
 

@@ -245,12 +245,7 @@ class Dataset:
         no sample of the batch has is missing from `batch.columns`.
         Raises SpaceMismatch at once where a stream holds two spaces.
         """
-        wanted = self._wanted(streams)
-        self.check_spaces(wanted)
-        for stream in sorted(wanted):
-            if len(self.recipes[stream]) > 1:
-                _warn_of_mix(self.uri, stream, self.recipes[stream])
-        return self._batches(wanted)
+        return self._batches(self._readable(streams))
 
     def columns(self, stream: str) -> Iterator[Column]:
         """The columns of one stream: `values` (flat ids) and `offsets` per batch."""
@@ -269,8 +264,7 @@ class Dataset:
     def parts(self, streams: Collection[str] | None = None) -> list[Part]:
         """All samples in disjoint parts, in the order of `batches`, for processes that share the
         reading: about one part per shard file. Raises SpaceMismatch as `batches` does."""
-        wanted = self._wanted(streams)
-        self.check_spaces(wanted)
+        wanted = self._readable(streams)
         parts = []
         for plan in self._plans(wanted):
             for index, piece in enumerate(plan.pieces):
@@ -300,6 +294,15 @@ class Dataset:
             columns=["unit", "input", "source_id", "seq", "first_row", "rows"],
             filter=pc.field("unit").isin(pa.array(units, pa.binary())),
         )
+
+    def _readable(self, streams: Collection[str] | None) -> frozenset[str]:
+        """The wanted streams: of one space each, with a warning where of several recipes (G7)."""
+        wanted = self._wanted(streams)
+        self.check_spaces(wanted)
+        for stream in sorted(wanted):
+            if len(self.recipes[stream]) > 1:
+                _warn_of_mix(self.uri, stream, self.recipes[stream])
+        return wanted
 
     def _wanted(self, streams: Collection[str] | None) -> frozenset[str]:
         if streams is None:
@@ -437,7 +440,7 @@ def _warn_of_mix(uri: str, stream: str, recipes: Collection[str]) -> None:
         f"stream {stream!r} of {uri} mixes {len(recipes)} recipes of one space: "
         f"{', '.join(recipe[:12] for recipe in recipes)}",
         MixedRecipes,
-        stacklevel=4,
+        stacklevel=5,
     )
 
 

@@ -94,8 +94,7 @@ def export(
 
     def place(path: Path, name: str, held: Written) -> None:
         size = path.stat().st_size
-        target.put(path, name)
-        path.unlink(missing_ok=True)
+        target.put(path, name, move=True)
         files.append({"path": name, "rows": held[0], "tokens": held[1], "bytes": size})
 
     with _scratch(scratch) as folder:

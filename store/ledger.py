@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import threading
 import time
 import uuid
@@ -56,6 +57,7 @@ GRACE_SECONDS = 7 * 86_400.0
 RACES = 200
 LOST_ANSWERS = 4
 COMPACTION_TRIES = 5
+_COMMIT = re.compile(r"[0-9a-f]{32}")
 COVERAGE_COLUMNS = (
     "stream",
     "recipe",
@@ -296,6 +298,13 @@ class Ledger:
         For shard files that were rewritten: the rows keep seq and commit, so that nothing that was
         hidden is seen again. Raises StoreUnavailable, StoreError.
         """
+        for commit in commits:
+            if not _COMMIT.fullmatch(commit):  # out of the ledger, and it goes into a predicate
+                raise CorruptStore(
+                    f"the ledger has a commit called {commit!r}",
+                    where=self.access.uri,
+                    remedy="do not write to this store: tokenmill did not make it",
+                )
         with self._lock:
             races = _Races(self._table, pipeline)
             columns = {"unit": LEDGER_SCHEMA.names}

@@ -116,6 +116,8 @@ def take_snapshot(access: Access, ledger: Ledger) -> Snapshot:
     """
     data = snapshot_bytes(snapshot_table(ledger))
     digest = hashlib.sha256(data).hexdigest()
+    # before it is stored: one that cannot be believed would stop every vacuum
+    snapshot = parse_snapshot(data, digest, where=access.full(_path(digest)))
     try:
         if not access.create(_path(digest), data):
             renew(access, digest)
@@ -127,7 +129,7 @@ def take_snapshot(access: Access, ledger: Ledger) -> Snapshot:
             f"know that we read ({refused.what})",
             stacklevel=2,
         )
-    return parse_snapshot(data, digest, where=access.full(_path(digest)))
+    return snapshot
 
 
 def snapshot_table(ledger: Ledger) -> pa.Table:

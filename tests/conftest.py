@@ -76,12 +76,12 @@ def _start(folder: Path, port: int) -> subprocess.Popen[bytes]:
         "actions": ["Admin", "Read", "List", "Tagging", "Write"],
     }
     (folder / "ids.json").write_text(json.dumps({"identities": [identity]}))
-    (folder / "data").mkdir()
+    (folder / "data").mkdir(exist_ok=True)
     ports = [f"-{name}.port={_free_port()}" for name in ("master", "volume", "filer")]
     command = [_weed(), "mini", f"-dir={folder / 'data'}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
     command += [f"-s3.port={port}", f"-s3.config={folder / 'ids.json'}", *ports]
     command += ["-admin.ui=false", "-webdav=false"]
-    with (folder / "log").open("wb") as log:
+    with (folder / "log").open("ab") as log:
         # its own group: Ctrl-C on pytest must not take the server away before the fixtures end
         return subprocess.Popen(
             command, stdout=log, stderr=subprocess.STDOUT, cwd=folder, start_new_session=True

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray import exceptions as ray_errors
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from tokenmill.schemas.job import Job
 from tokenmill.schemas.tokenizer import WorkerFacts
@@ -48,6 +50,10 @@ class StreamActor:
         worker = self._worker
         return worker.progress() if worker else ()
 
+    def node(self) -> str:
+        """Where it runs: its page lies there."""
+        return str(ray.get_runtime_context().get_node_id())
+
     def ping(self) -> int:
         """The process id: it lives."""
         return os.getpid()
@@ -66,7 +72,7 @@ class StreamActor:
         with self._lock:
             if self._worker is None:
                 job, pipeline, stream = self._arguments
-                self._worker = StreamWorker(job, pipeline, stream, page=self._page)
+                self._worker = StreamWorker(job, pipeline, stream, page=self._page, killable=True)
             return self._worker
 
 
@@ -77,6 +83,17 @@ def actor_class(**options: Any) -> Any:
     """
     options.setdefault("max_concurrency", MAX_CONCURRENCY)
     return ray.remote(StreamActor).options(max_restarts=0, max_task_retries=0, **options)
+
+
+def in_flight_on(node: str, page: str, timeout: float) -> Held | None:
+    """As `in_flight`, asked of another node; None where it does not answer in `timeout` s."""
+    there = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
+    asked = ray.remote(in_flight).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
+    try:
+        held: Held | None = ray.get(asked.remote(page), timeout=timeout)
+    except ray_errors.RayError:  # the node went with it
+        return None
+    return held
 
 
 def in_flight(page: str) -> Held | None:

@@ -1,16 +1,18 @@
 """The encode loop: from a unit's blocks to rows, by whole batches (text) or by windows (media).
 
 One batch is in native code at a time (`Gate`), its sample ids on the in-flight page. Only a
-SampleError of `encode` or `join` is a sample's verdict; out of device memory halves *that* batch;
+SampleError of `encode` or `join` is a sample's verdict; out of memory halves *that* batch;
 anything else escapes and stops the run.
 """
 
 from __future__ import annotations
 
+import faulthandler
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -40,11 +42,19 @@ class Stopped(Exception):
 
 
 class Gate:
-    """One batch at a time in native code; measures how long the encoder starved."""
+    """One batch at a time in native code; measures how long the encoder starved.
 
-    def __init__(self, page: InFlightPage | None) -> None:
+    patience: seconds after which a batch that has not come back kills this process, 0 never. The
+    timer is the kernel's: native code that holds the GIL for ever cannot stop it.
+    """
+
+    def __init__(self, page: InFlightPage | None, *, patience: float = 0.0) -> None:
         self._lock = threading.Lock()
         self._page = page
+        self._patience = patience
+        if patience:
+            # the stacks of all threads to stderr, then death
+            faulthandler.register(signal.SIGALRM, chain=True)
         self._free_since = time.perf_counter()
         self.epoch = 0  # raised when the tokenizer changes its engine
         self.stopping = False
@@ -55,22 +65,47 @@ class Gate:
         with self._lock:
             began = time.perf_counter()
             run.wait += began - max(self._free_since, run.began)
-            if self.stopping:
-                raise Stopped
-            if run.epoch != self.epoch:
-                raise Restart
+            self._check(run)
             try:
-                if self._page is None:
+                with self._watched(run, samples):
                     yield
-                else:
-                    with self._page.holding(run.unit, samples):
-                        yield
             except EngineMismatch:
                 self.epoch += 1
                 raise Restart from None
             finally:
                 self._free_since = time.perf_counter()
                 run.encode += self._free_since - began
+
+    @contextmanager
+    def preparing(self, run: TaskRun, sample: bytes) -> Iterator[None]:
+        """One window is prepared in this process: watched as a batch is, on another clock.
+
+        Raises Restart and Stopped.
+        """
+        with self._lock:
+            self._check(run)
+            began = time.perf_counter()
+            try:
+                with self._watched(run, [sample]):
+                    yield
+            finally:
+                run.prepare += time.perf_counter() - began
+
+    def _check(self, run: TaskRun) -> None:
+        if self.stopping:
+            raise Stopped
+        if run.epoch != self.epoch:
+            raise Restart
+
+    @contextmanager
+    def _watched(self, run: TaskRun, samples: Sequence[bytes]) -> Iterator[None]:
+        with ExitStack() as stack:
+            if self._page is not None:
+                stack.enter_context(self._page.holding(run.unit, samples))
+            if self._patience:
+                signal.setitimer(signal.ITIMER_REAL, self._patience)
+                stack.callback(signal.setitimer, signal.ITIMER_REAL, 0.0)
+            yield
 
 
 class TaskRun:
@@ -111,7 +146,8 @@ class TaskRun:
                 return [(1, sample_fault(error, stage))]
             cut = 1
         except Exception as error:
-            if type(error).__name__ != "OutOfMemoryError":  # torch.cuda's; torch is not imported
+            # torch.cuda's, by name: torch is not imported; or the machine's own memory
+            if type(error).__name__ != "OutOfMemoryError" and not isinstance(error, MemoryError):
                 raise
             self._halved += 1
             if len(items) == 1:

@@ -128,14 +128,15 @@ class Storm:
 
 
 class StormDetector:
-    """Same error in over 5 % of the last 1,000 samples, or 20 in a row.
+    """Same error in over `share` of the last 1,000 samples, or `row` in a row.
 
-    Fewer than 1,000 samples count as 1,000, so the share needs 51 of a kind. Only unexpected
+    Fewer than 1,000 samples count as 1,000, so a share of 5 % needs 51 of a kind. Only unexpected
     faults are fed here; good samples are fed in bulk, since text passes by the thousand. Not
     thread-safe: the worker holds a lock.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, share: float = STORM_SHARE, row: int = STORM_ROW) -> None:
+        self._share, self._most = share, row
         self._seen = 0
         self._good: bytes | None = None
         self._row: tuple[str, int] = ("", 0)
@@ -156,7 +157,7 @@ class StormDetector:
         hits.append((self._seen, sample))
         while hits[0][0] <= self._seen - STORM_WINDOW:
             hits.popleft()
-        if self._row[1] < STORM_ROW and len(hits) <= STORM_SHARE * STORM_WINDOW:
+        if self._row[1] < self._most and len(hits) <= self._share * STORM_WINDOW:
             return None
         examples = tuple(s for _, s in list(hits)[-STORM_EXAMPLES:])
         storm = Storm(error=error, message=message, examples=examples, good=self._good)

@@ -2,8 +2,9 @@
 
 A small memory-mapped file in a node-local folder. The kernel keeps the page when the process is
 gone, whatever killed it. Layout: magic (8 bytes), unit id (16), count (uint32), the count's
-complement (uint32), then up to 4,094 sample ids of 16 bytes. The count is cleared before the ids
-are written and set after, so a page torn by a death says nothing rather than something wrong.
+complement (uint32), the machine's monotonic clock when they went in (float64, seconds), then up to
+4,093 sample ids of 16 bytes. The count is cleared before the ids are written and set after, so a
+page torn by a death says nothing rather than something wrong.
 """
 
 from __future__ import annotations
@@ -12,18 +13,21 @@ import mmap
 import os
 import struct
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tokenmill.schemas.identity import ID_BYTES
 
 PAGE_BYTES = 64 << 10
-_MAGIC = b"tm-fly1\0"
+_MAGIC = b"tm-fly2\0"
 _COUNT = struct.Struct("<II")
 _COUNT_AT = len(_MAGIC) + ID_BYTES
-_IDS_AT = _COUNT_AT + _COUNT.size
+_SINCE = struct.Struct("<d")
+_SINCE_AT = _COUNT_AT + _COUNT.size
+_IDS_AT = _SINCE_AT + _SINCE.size
 CAPACITY = (PAGE_BYTES - _IDS_AT) // ID_BYTES
 _MASK = 0xFFFFFFFF
 
@@ -45,10 +49,12 @@ def sweep(folder: Path) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Held:
-    """What native code held: of a batch over 4,094 samples only the first so many."""
+    """What native code held: of a batch over 4,093 samples only the first so many. seconds: from
+    then until the page was read."""
 
     unit: bytes
     samples: tuple[bytes, ...]
+    seconds: float = field(default=0.0, compare=False)
 
 
 class InFlightPage:
@@ -71,6 +77,7 @@ class InFlightPage:
         ids = b"".join(samples[:CAPACITY])
         self._set_count(0)
         self._page[len(_MAGIC) : _COUNT_AT] = unit
+        self._page[_SINCE_AT:_IDS_AT] = _SINCE.pack(time.monotonic())
         self._page[_IDS_AT : _IDS_AT + len(ids)] = ids
         self._set_count(len(ids) // ID_BYTES)
         try:
@@ -84,7 +91,7 @@ class InFlightPage:
         self.path.unlink(missing_ok=True)
 
     def _set_count(self, count: int) -> None:
-        self._page[_COUNT_AT:_IDS_AT] = _COUNT.pack(count, count ^ _MASK)
+        self._page[_COUNT_AT:_SINCE_AT] = _COUNT.pack(count, count ^ _MASK)
 
 
 def read_page(path: Path) -> Held | None:
@@ -95,10 +102,13 @@ def read_page(path: Path) -> Held | None:
         return None
     if len(raw) < _IDS_AT or not raw.startswith(_MAGIC):
         return None
-    count, complement = _COUNT.unpack(raw[_COUNT_AT:_IDS_AT])
+    count, complement = _COUNT.unpack(raw[_COUNT_AT:_SINCE_AT])
     if count ^ complement != _MASK or not 0 < count <= CAPACITY:
         return None
+    (since,) = _SINCE.unpack(raw[_SINCE_AT:_IDS_AT])
     ends = range(_IDS_AT, _IDS_AT + count * ID_BYTES, ID_BYTES)
     return Held(
-        unit=raw[len(_MAGIC) : _COUNT_AT], samples=tuple(raw[at : at + ID_BYTES] for at in ends)
+        unit=raw[len(_MAGIC) : _COUNT_AT],
+        samples=tuple(raw[at : at + ID_BYTES] for at in ends),
+        seconds=time.monotonic() - since,
     )

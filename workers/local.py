@@ -123,7 +123,7 @@ def serve(control: str) -> None:
     connection = Connection(int(control))
     job, pipeline, stream, page = connection.recv()
     try:
-        worker = StreamWorker(job, pipeline, stream, page=Path(page))
+        worker = StreamWorker(job, pipeline, stream, page=Path(page), killable=True)
         facts = worker.facts()
     except Exception as error:  # noqa: BLE001 - sent to the driver, which raises it
         _Outbox(connection).send("failed", error)

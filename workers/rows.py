@@ -24,9 +24,9 @@ Bad = Mapping[int, Fault | None]
 class SharedStorms:
     """The worker's storm detector, fed by both slots."""
 
-    def __init__(self) -> None:
+    def __init__(self, detector: StormDetector | None = None) -> None:
         self._lock = threading.Lock()
-        self._detector = StormDetector()
+        self._detector = detector or StormDetector()
 
     def feed(self, ids: Sequence[bytes], bad: Bad, tolerate: frozenset[str]) -> None:
         """One block's verdicts, in order. Raises SystematicFault."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -59,17 +58,30 @@ def prepared_here(
 ) -> Iterator[Event]:
     """`prepare` in the worker itself, for what needs no killable child. As ChildPool.windows."""
     for sample, fields, seed in samples:
-        end: Fault | None = None
-        before = time.perf_counter()
+        windows = _Windows(preparer, fields, seed)
+        while True:
+            with run.gate.preparing(run, sample.id):
+                event = windows.next()
+            yield sample, event
+            if not isinstance(event, Window):
+                break
+
+
+class _Windows:
+    """The windows of one sample one by one, then None or its fault."""
+
+    def __init__(self, preparer: Preparer, fields: Mapping[str, Any], seed: int) -> None:
+        self._arguments = (preparer, fields, seed)
+        self._windows: Iterator[Window] | None = None
+
+    def next(self) -> Window | Fault | None:
         try:
-            for window in preparer.prepare(fields, np.random.default_rng(seed)):
-                run.prepare += time.perf_counter() - before
-                yield sample, window
-                before = time.perf_counter()
+            if self._windows is None:
+                preparer, fields, seed = self._arguments
+                self._windows = iter(preparer.prepare(fields, np.random.default_rng(seed)))
+            return next(self._windows, None)
         except Exception as error:  # noqa: BLE001 - the sample boundary: its verdict
-            end = sample_fault(error, "prepare")
-        run.prepare += time.perf_counter() - before
-        yield sample, end
+            return sample_fault(error, "prepare")
 
 
 def content_seed(recipe: bytes, fields: Mapping[str, Any]) -> int:

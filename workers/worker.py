@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tokenmill.schemas.errors import JobError, TokenizerError
 from tokenmill.schemas.identity import canonical_uri
-from tokenmill.schemas.job import Job, Source, Stream, nearest
+from tokenmill.schemas.job import Job, Policy, Source, Stream, nearest
 from tokenmill.schemas.shard import ShardMeta, order_hash
 from tokenmill.schemas.tokenizer import (
     Checkpoint,
@@ -34,10 +34,10 @@ from tokenmill.store.access import Access
 from tokenmill.store.columns import DTYPES
 from tokenmill.store.shards import ShardWriter
 from tokenmill.workers import registry
-from tokenmill.workers.child import ChildLimits, ForkServer, ForkServerGone
+from tokenmill.workers.child import GIB, MIB, ChildLimits, ForkServer, ForkServerGone
 from tokenmill.workers.device import peak_gpu_bytes
 from tokenmill.workers.encode import Gate, Restart, Stopped, TaskRun, encode_flat
-from tokenmill.workers.faults import SystematicFault, task_failure
+from tokenmill.workers.faults import StormDetector, SystematicFault, task_failure
 from tokenmill.workers.inflight import InFlightPage
 from tokenmill.workers.media.video import reader_family, reader_versions
 from tokenmill.workers.parents import ParentReader
@@ -64,6 +64,8 @@ class StreamWorker:
     """Loads the stream's tokenizer, opens its source and the store.
 
     page: file of the in-flight page (created; removed by `close`); None for none.
+    limits: of the decode children, by default those of the job's policy. killable: this process is
+    the worker's own, so that a batch that never comes back may kill it.
     Raises TokenizerError (checkpoint, plug-in, licence policy), JobError (names), StoreError.
     """
 
@@ -74,7 +76,8 @@ class StreamWorker:
         stream: str,
         *,
         page: Path | None = None,
-        limits: ChildLimits = ChildLimits(),
+        limits: ChildLimits | None = None,
+        killable: bool = False,
     ) -> None:
         if pipeline not in job.pipelines or stream not in job.pipelines[pipeline].streams:
             raise JobError(f"the job has no stream {pipeline}.{stream}", where=job.name)
@@ -93,16 +96,22 @@ class StreamWorker:
         self._output = _output(descriptor, self._config, self._where)
         _check_parent(descriptor, self._config, self._where)
         self._fields = _fields(descriptor, self._config, self._where)
-        self._identity = _identified(self._tokenizer.identity(), config.source)
+        identity = self._tokenizer.identity()
+        # what the source does to media stands in a parent's recipe, and by it in the child's
+        of_media = self._config.parent is None
+        self._identity = _identified(identity, config.source) if of_media else identity
         self._source = open_source(config.source)
         self._access = Access(job.store)
         resources = job.resources.get(stream)
         # half of the CPUs for each of the two slots' children
         cpus = resources.cpus_per_worker if resources else 1.0
-        self._pools = _Pools(self._tokenizer, max(1, round(cpus / 2)), limits)
+        self._pools = _Pools(
+            self._tokenizer, max(1, round(cpus / 2)), limits or _limits(job.policy)
+        )
         self._page = InFlightPage(page) if page else None
-        self._gate = Gate(self._page)
-        self._storms = SharedStorms()
+        policy = job.policy
+        self._gate = Gate(self._page, patience=policy.encode_seconds if killable else 0.0)
+        self._storms = SharedStorms(StormDetector(policy.systematic_share, policy.systematic_row))
         self._running: dict[tuple[bytes, int], tuple[Task, RowSink]] = {}
 
     def _check_policy(self, job: Job, descriptor: Descriptor) -> None:
@@ -316,6 +325,11 @@ class StreamWorker:
             encoding=self._config.encoding,
             sources=[span.input.uri for span in task.unit.spans],
         )
+
+
+def _limits(policy: Policy) -> ChildLimits:
+    memory = policy.sample_mib * MIB
+    return ChildLimits(progress=policy.sample_seconds, memory=memory, file=min(memory, GIB))
 
 
 def _identified(identity: TokenizerIdentity, source: Source) -> TokenizerIdentity:

@@ -86,7 +86,11 @@ class ChunkMaker:
         return batches
 
     def _groups(self, plan: PartPlan, draws: Ints, seq: Ints) -> list[_Group]:
-        epoch, rest = np.divmod(draws, plan.sequences)
+        first = int(draws[0]) // plan.sequences
+        if int(draws.max()) < (first + 1) * plan.sequences and int(draws.min()) == int(draws[0]):
+            epoch, rest = np.full_like(draws, first), draws - first * plan.sequences
+        else:
+            epoch, rest = np.divmod(draws, plan.sequences)
         place = in_lanes(rest, plan.sequences, plan.lanes)
         groups = []
         for number in distinct(epoch):
@@ -150,7 +154,12 @@ class ChunkMaker:
 
 def _even_width(groups: Sequence[_Group]) -> int | None:
     """The length of all samples if it is one and the same."""
-    sizes = {int(n) for g in groups for n in (g.size.min(), g.size.max())}
+    sizes = {
+        int(n)
+        for g in groups
+        for n in ((g.block.length,) if g.fragments.even else (g.size.min(), g.size.max()))
+        if n is not None
+    }
     return sizes.pop() or None if len(sizes) == 1 else None
 
 
@@ -166,6 +175,7 @@ def _within(group: _Group, first: int, last: int) -> _Group:
             begin=f.begin[mine],
             end=f.end[mine],
             at=f.at[mine],
+            even=f.even,
         ),
         seq=group.seq[mine],
         place=group.place[mine],
@@ -190,7 +200,10 @@ class _Made:
         ]
         self._lengths = np.zeros(self._rows, np.int32)
         for g in groups:
-            self._lengths += np.bincount(g.seq - first, g.size, self._rows).astype(np.int32)
+            if g.fragments.even:
+                self._lengths[g.seq - first] = g.block.length or 0
+            else:
+                self._lengths += np.bincount(g.seq - first, g.size, self._rows).astype(np.int32)
         self._tokens = flat.reshape(self._rows, width)
         self._padding = self._mask_of_padding()
         if self._padding is not None:
@@ -198,6 +211,8 @@ class _Made:
         self._dest = self._size = np.zeros(0, np.int64)
         self._ids: NDArray[np.uint8] | None = None
         self._tabulate(groups, dests)
+        if "cu_seqlens" in making.fields:
+            self._edges = self._made_edges()
         self._grids = self._made_grids(pieces)
         self._spans = self._made_spans(pieces) if "spans" in making.fields else None
 
@@ -240,16 +255,16 @@ class _Made:
         if not self._making.isolate:
             each = np.arange(self._width, dtype=np.int32)
             return np.ascontiguousarray(np.broadcast_to(each, (self._rows, self._width)))
-        starts = np.union1d(self._dest, self._rests()[0])
+        starts = np.union1d(self._dest, self._rests())
         sizes = np.diff(np.append(starts, self._rows * self._width))
         flat = np.arange(self._rows * self._width, dtype=np.int32)
         flat -= np.repeat(starts, sizes).astype(np.int32)
         return flat.reshape(self._rows, self._width)
 
-    def _rests(self) -> tuple[Ints, Ints]:
-        """Where the padding of a sequence begins in the flat output, and whose it is."""
+    def _rests(self) -> Ints:
+        """Where the padding of each sequence that has one begins in the flat output."""
         short = np.flatnonzero(self._lengths < self._width)
-        return short * self._width + self._lengths[short], short
+        return short * self._width + self._lengths[short]
 
     def _loss_mask(self, pieces: Sequence[Sequence[Pieces]]) -> NDArray[np.bool_]:
         flat = np.ones(self._rows * self._width, bool)
@@ -280,7 +295,7 @@ class _Made:
             a, b = np.searchsorted(self._dest, (low * width, high * width)).tolist()
         cu_seqlens, longest = (None, None)
         if "cu_seqlens" in wanted:
-            cu_seqlens, longest = self._cu_seqlens(low, high, a, b)
+            cu_seqlens, longest = self._cu_seqlens(low, high)
         return SequenceBatch(
             step=step,
             slot=slot,
@@ -299,14 +314,17 @@ class _Made:
         table = np.column_stack([row - low, start, start + self._size[a:b]])
         return table.astype(np.int32)
 
-    def _cu_seqlens(self, low: int, high: int, a: int, b: int) -> tuple[Any, int]:
-        edges = np.arange(low, high + 1, dtype=np.int64) * self._width
-        if self._making.isolate:
-            rests, rows = self._rests()
-            mine = (rows >= low) & (rows < high)
-            edges = np.union1d(np.concatenate([edges, self._dest[a:b]]), rests[mine])
-        edges = (edges - low * self._width).astype(np.int32)
-        return edges, int(np.diff(edges).max(initial=0))
+    def _made_edges(self) -> Ints:
+        """Where documents, sequences and paddings begin in the flat output, and its end."""
+        edges = np.arange(self._rows + 1, dtype=np.int64) * self._width
+        if not self._making.isolate:
+            return edges
+        return np.unique(np.concatenate([edges, self._dest, self._rests()]))
+
+    def _cu_seqlens(self, low: int, high: int) -> tuple[NDArray[np.int32], int]:
+        first, last = np.searchsorted(self._edges, (low * self._width, high * self._width))
+        edges = (self._edges[first : last + 1] - low * self._width).astype(np.int32)
+        return edges, int((edges[1:] - edges[:-1]).max(initial=0))
 
     def _span_table(self, low: int, high: int) -> NDArray[np.int32] | None:
         if self._spans is None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -27,7 +29,9 @@ from tokenmill.pipelines.coordinator import (
     Tick,
     WorkerReady,
 )
+from tokenmill.pipelines.loop import turn
 from tokenmill.pipelines.plan import CoveredSpan, Plan, PlannedTask, plan
+from tokenmill.schemas.errors import JobError
 from tokenmill.schemas.work import Cell, FailureClass, Input, ParentFile, ShardFile, Task
 
 
@@ -190,6 +194,29 @@ def test_a_changed_parent_recipe_outdates_its_child_and_retokenize_makes_both() 
     ]
 
 
+def test_a_child_whose_parent_another_recipe_has_overtaken_is_named() -> None:
+    """Found by the simulator: the run said 0, and the child was nobody's (G1)."""
+    store = Store()
+    apply([t for t in made(inputs(3), store, recipe="theirs").tasks if t.stream == "a"], store,
+          recipe="theirs")  # fmt: skip
+    overtaken = made(inputs(3), store)
+    assert (overtaken.tasks, overtaken.orphans) == ((), ("b",))
+    assert made(inputs(3), store, recipe="theirs").orphans == ()
+
+
+def test_a_plan_that_cannot_be_made_again_ends_the_run_in_order() -> None:
+    def replan(*_) -> list[NewTask]:
+        raise JobError("overtaken")
+
+    hand = Hand()
+    parent = hand.assigned()
+    gone = failure(parent.task, FailureClass.INPUT_CHANGED, changed=("/c/000",))
+    answer = Answered(worker=parent.worker, pipeline="p", answer=gone)
+    none: Any = SimpleNamespace(stop=lambda _: None)
+    finish = turn(hand.coordinator, answer, none, none, replan=replan, clock=lambda: 0.0)
+    assert finish is not None and (finish.exit_code, finish.why) == (2, "overtaken")
+
+
 # -- the coordinator -------------------------------------------------------------------------
 
 
@@ -349,3 +376,21 @@ def test_a_child_without_its_parent_is_a_fault_of_ours() -> None:
     coordinator = Coordinator(run="run", pools=POOLS, cpus=4)
     with pytest.raises(ValueError, match="not planned"):
         coordinator.add([t for t in family(1) if t.stream == "b"])
+
+
+def test_a_child_that_was_planned_twice_is_made_once() -> None:
+    """Found by the simulator: it stood twice in the queue, and then twice in a commit (G5)."""
+    hand = Hand()
+    for _ in range(2):
+        parent = hand.assigned()
+        gone = failure(parent.task, FailureClass.INPUT_CHANGED, changed=("/c/000",))
+        (replan,) = hand.answer(parent, gone)
+        assert isinstance(replan, Replan)
+        hand.send(Replanned(tasks=tuple(family(1))))
+    parent = hand.assigned()
+    (commit,) = hand.answer(parent, finished(parent.task))
+    names = tuple((r.unit, r.stream) for _, r in commit.results)
+    hand.send(Committed(pipeline="p", committed=names, dropped=()))
+    child = hand.assigned()
+    (commit,) = hand.answer(child, finished(child.task))
+    assert [r.stream for _, r in commit.results] == ["b"]

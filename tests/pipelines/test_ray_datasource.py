@@ -147,3 +147,15 @@ def test_without_ray_data_the_remedy_is_named(
     monkeypatch.setattr(builtins, "__import__", missing)
     with pytest.raises(JobError, match=r"tokenmill\[data\]"):
         tokenmill.ray_dataset(built.uri)
+
+
+def test_the_documented_lines_read_every_id(
+    ray_cluster: Any, built: Builder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "exports.md").read_text(encoding="utf-8")
+    code = text.partition("## ray data")[2].partition("```python\n")[2].partition("```")[0]
+    exec(compile(code.replace("STORE", built.uri), "docs/exports.md", "exec"), {})
+    lines = dict(line.split(" ", 1) for line in capsys.readouterr().out.splitlines())
+    for row in tokenmill.open(built.uri):
+        ids = row.get("text")
+        assert lines[row.key] == str(None if ids is None else ids.tolist())

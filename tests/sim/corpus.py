@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tokenmill.schemas.identity import sample_ids
 from tokenmill.schemas.work import Input, Span
@@ -96,6 +96,8 @@ class CorpusSource:
 
 def verdict(file: File, index: int, stream: str, revision: int) -> Row:
     """What an undisturbed run says of one sample: the simulator's oracle."""
+    if stream == "c":
+        return of_parent(verdict(file, index, "a", revision))
     kind = file.kinds[index]
     name = {GOOD: "tokens", REFUSED: "refused", KILLS: "process-died", ABSENT: "tokens"}[kind]
     if kind == ABSENT and stream == "b":
@@ -103,6 +105,13 @@ def verdict(file: File, index: int, stream: str, revision: int) -> Row:
     seed = zlib.crc32(f"{file.uri} {file.version} {index} {stream} {revision}".encode())
     tokens = (seed & 0xFFFF, seed >> 16, index)[: 1 + seed % 3] if name == "tokens" else ()
     return Row(sample=sample_ids(file.uri)(str(index)), key=str(index), verdict=name, tokens=tokens)
+
+
+def of_parent(row: Row) -> Row:
+    """What the child stream makes of one row of its parent."""
+    if row.verdict == "tokens":
+        return replace(row, tokens=tuple(2 * token for token in row.tokens))
+    return row if row.verdict == "absent" else replace(row, verdict="parent-quarantined")
 
 
 def enumerate_span(file: File, span: Span, stream: str, revision: int) -> list[Row]:

@@ -20,7 +20,8 @@ from tokenmill.store.access import Access
 from tokenmill.store.ledger import Ledger, StreamFacts
 
 PIPELINE = "p"
-STREAMS = ("a", "b")
+STREAMS = ("a", "b", "c")
+PARENTS = {"c": "a"}  # c is made from the committed tokens of a
 # What a Session wants to begin with; its sources, store and cuts are exchanged for simulated ones.
 _JOB = parse_job(
     """
@@ -56,12 +57,17 @@ _FACTS: dict[tuple[str, int], WorkerFacts] = {}
 
 
 def facts_of(stream: str, revision: int) -> WorkerFacts:
+    """Of a child, `revision` is its parent's: its own code never changes."""
     if (stream, revision) not in _FACTS:
+        identity = TokenizerIdentity(
+            name="toy", space="ab" * 32, parts={"ids_revision": revision, "stream": stream}
+        )
+        if stream in PARENTS:
+            above = facts_of(PARENTS[stream], revision).identity
+            identity = identity.child_of(above.space, above.recipe)
         _FACTS[stream, revision] = WorkerFacts(
             stream=stream,
-            identity=TokenizerIdentity(
-                name="toy", space="ab" * 32, parts={"ids_revision": revision, "stream": stream}
-            ),
+            identity=identity,
             descriptor=Descriptor(
                 name="toy",
                 modality="text",
@@ -178,11 +184,14 @@ def _session(
     """A Session whose job and sources are simulated; its planning is the real one."""
     session = Session(_JOB, Options(retokenize=settings.retokenize))
     source = SimpleNamespace(unit_bytes=settings.unit_bytes, unit_inputs=settings.unit_inputs)
-    pipeline = SimpleNamespace(source=source, streams=dict.fromkeys(STREAMS))
+    streams = {s: SimpleNamespace(parent=PARENTS.get(s)) for s in STREAMS}
+    pipeline = SimpleNamespace(source=source, streams=streams)
     session.job = SimpleNamespace(name="job", pipelines={PIPELINE: pipeline})  # type: ignore[assignment]
     session.access = access
     session.sources = {PIPELINE: CorpusSource(corpus)}  # type: ignore[dict-item]
     session.facts = dict(facts)
+    session.forgotten = {}
+    session._again = None
     return session
 
 

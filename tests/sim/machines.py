@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from sim.corpus import KILLS, Corpus, Row, enumerate_span
+from sim.corpus import KILLS, Corpus, Row, enumerate_span, of_parent
 from sim.memory import Folder
 from tokenmill.pipelines.coordinator import Pool
 from tokenmill.schemas.shard import order_hash
@@ -19,6 +19,7 @@ from tokenmill.schemas.tokenizer import WorkerFacts
 from tokenmill.schemas.work import (
     Cell,
     FailureClass,
+    ParentRows,
     Quarantine,
     ShardFile,
     Task,
@@ -114,6 +115,10 @@ class WorkerCode:
     def _read(self, attempt: Attempt) -> TaskFailure | Died | None:
         task = attempt.task
         killers: set[bytes] = set()
+        if task.parent is not None:
+            self._read_parent(attempt, task.parent)
+            attempt.phase = "read"
+            return None
         for span in task.unit.spans:
             file = self._corpus.files.get(span.input.uri)
             if file is None or file.input().version != span.input.version:
@@ -132,6 +137,20 @@ class WorkerCode:
                 return Died(samples=batch)
         attempt.phase = "read"
         return None
+
+    def _read_parent(self, attempt: Attempt, parent: ParentRows) -> None:
+        """The committed rows of another stream, as workers/parents.py reads them."""
+        for span, (first, count) in zip(attempt.task.unit.spans, parent.spans, strict=True):
+            at = len(attempt.rows)
+            attempt.cells.append(Cell(span=span, first_row=at, rows=count))
+            for row in range(first, first + count):
+                (file,) = (f for f in parent.files if f.first_row <= row < f.first_row + f.rows)
+                listed = json.loads(self._folder.files[file.path][0])
+                sample, verdict, tokens = listed[row - file.first_row]
+                found = Row(
+                    sample=bytes.fromhex(sample), key="", verdict=verdict, tokens=tuple(tokens)
+                )
+                attempt.rows.append(of_parent(found))
 
     def _write(self, attempt: Attempt) -> None:
         """Shard files: their bytes are their rows, so that a reader can be simulated too."""

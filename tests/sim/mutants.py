@@ -229,7 +229,7 @@ def _nothing(*_: Any) -> None:
 
 
 RACE = ("second-driver", "kill-driver")
-SLEEP = ("sleep", "vacuum", "second-driver", "store-down")
+SLEEP = ("sleep", "vacuum")
 CHANGE = ("replace-input", "restore-input", "second-driver", "put-fails")
 
 

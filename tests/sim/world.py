@@ -18,7 +18,7 @@ import tokenmill.store.ledger as ledger_module
 import tokenmill.store.snapshot as snapshot_module
 from sim.chance import Chance
 from sim.corpus import ABSENT, GOOD, KILLS, REFUSED, ROOT, Corpus
-from sim.driver import PIPELINE, STREAMS, Driver, DriverKilled, Settings
+from sim.driver import PARENTS, PIPELINE, STREAMS, Driver, DriverKilled, Settings
 from sim.machines import Attempt, Died, Machines, Worker, WorkerCode, batches, fails
 from sim.memory import Folder, Log, MemoryAccess, MemoryTable
 from tokenmill.pipelines.coordinator import (
@@ -254,7 +254,8 @@ class World:
         if kind is not None:
             raise DriverKilled
         if self.overlap and len(self._stack) < 3 and self.chance.happens(self.overlap):
-            self.act(1 + self.chance.pick(20))
+            for _ in range((1, 3, 9, 27)[self.chance.pick(4)]):
+                self.act(1 + self.chance.pick(20))
 
     def _stopped(self, driver: Driver, worker: Worker, id_: int) -> None:
         """A worker that is told to stop, or whose driver died, may go on for a while."""
@@ -409,6 +410,7 @@ class World:
             case "upgrade":
                 self.upgraded = True
                 self.revisions["a" if chance.pick(2) else "b"] += 1
+                self.revisions |= {child: self.revisions[of] for child, of in PARENTS.items()}
             case "vacuum":
                 self.vacuum()
             case "reader":
@@ -425,7 +427,7 @@ class World:
 
         def before(operation: str) -> None:
             if self.overlap and len(self._stack) < 3 and operation in ("list", "read", "refresh"):
-                for _ in range(self.chance.pick(6)):
+                for _ in range(self.chance.pick(12)):
                     self.act(1 + self.chance.pick(20))
 
         access = MemoryAccess(self.folder, before)

@@ -281,32 +281,23 @@ def test_packed_shards_verify_and_export(stores: dict[str, Builder], tmp_path: P
 # -- strangers
 
 
-DOCUMENTED = """
-import json, sys
-import numpy as np, pyarrow as pa
-
-file = pa.ipc.open_file(sys.argv[1])
-field = file.schema.field("ids")
-assert field.metadata[b"ARROW:extension:name"] == b"tokenmill.packed"
-about = json.loads(field.metadata[b"ARROW:extension:metadata"])
-for number in range(file.num_record_batches):
-    for ids in file.get_batch(number).column("ids"):
-        if not ids.is_valid:
-            print("null")
-            continue
-        bits = np.array(ids.values.flatten()).reshape(-1, about["bits"])  # bool[n, bits]
-        print(*(bits @ (1 << np.arange(about["bits"], dtype=np.uint64))).astype(about["dtype"]))
-assert "tokenmill" not in sys.modules
-"""
+def documented() -> str:
+    text = (Path(__file__).parents[2] / "docs" / "packed.md").read_text(encoding="utf-8")
+    return text.partition("```python\n")[2].partition("```")[0]
 
 
-def test_plain_pyarrow_reads_the_bits_by_what_the_file_says(access: Access) -> None:
-    whole = rows(1300)
+def test_plain_pyarrow_reads_the_bits_by_the_documented_lines(access: Access) -> None:
+    whole = rows(1000)
     (file,) = write(access, whole, encoding="packed")
-    command = [sys.executable, "-c", DOCUMENTED, access.full(file.path)]
-    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
-    found = [None if line == "null" else [int(x) for x in line.split()] for line in lines]
-    assert found == [row[4] for row in expected(whole)]
+    code = documented().replace("SHARD.arrow", access.full(file.path))
+    code = code.replace("print(", "print(*") + "assert 'tokenmill' not in sys.modules"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys\n{code}"], check=True, capture_output=True, text=True
+    )
+    found = [[int(x) for x in line.split()] for line in done.stdout.splitlines()]
+    assert found == [ids for row in expected(whole) if (ids := row[4]) is not None]
+    field = pa.ipc.open_file(access.full(file.path)).schema.field("ids")
+    assert field.metadata[b"ARROW:extension:name"] == b"tokenmill.packed"
 
 
 class _Registered(pa.ExtensionType):
@@ -430,3 +421,20 @@ def test_packed_shards_are_read_by_ranges(s3: Callable[[], str]) -> None:
     files = write(access, whole, encoding="packed", roll_bytes=40_000)
     assert read_back(access, files) == expected(whole)
     assert content_hash(access, files[0].path)[1] == files[0].content_hash
+
+
+@pytest.mark.parametrize("place", ["folder", "s3"])
+def test_a_loader_gives_the_batches_of_the_plain_store(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    monkeypatch.setenv("TOKENMILL_CACHE", str(tmp_path / "cache"))
+    docs = [doc(str(i), text=range(i % 60)) for i in range(300)]
+    seen = []
+    for encoding in ("plain", "packed"):
+        root = str(tmp_path / encoding)
+        built = Builder(request.getfixturevalue("s3")() if place == "s3" else root)
+        for number in range(3):
+            built.encode("docs", "text", {input_(f"f{number}"): docs}, encoding=encoding)
+        loader = open_store(built.uri).loader("text", batch=4, sequence=64, tensors="numpy")
+        seen.append([batch.tokens.tolist() for batch in loader])
+    assert len(seen[0]) > 30 and seen[0] == seen[1]

@@ -51,7 +51,7 @@ def test_a_killed_process_leaves_its_page_behind(tmp_path):
     assert read_page(path) == Held(unit=UNIT, samples=(b"a" * 16, b"b" * 16))
 
 
-@pytest.mark.parametrize("raw", [b"", b"x" * 100, b"tm-fly1\0" + b"u" * 16 + b"\5\0\0\0" * 2])
+@pytest.mark.parametrize("raw", [b"", b"x" * 100, b"tm-fly2\0" + b"u" * 16 + b"\5\0\0\0" * 2])
 def test_a_torn_or_foreign_page_says_nothing(tmp_path, raw):
     path = tmp_path / "page"
     path.write_bytes(raw)

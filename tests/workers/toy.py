@@ -156,6 +156,10 @@ class Bytes:
         for raw in raws:
             if b"<enc-crash>" in raw:
                 os.kill(os.getpid(), signal.SIGKILL)
+            if b"<enc-hang>" in raw:
+                hold_the_gil()
+            if b"<enc-eat>" in raw:
+                bytearray(1 << 62)
             if b"<enc-refuse>" in raw:
                 raise SampleError("toy-refused", "in encode")
             if b"<enc-raise>" in raw:
@@ -194,7 +198,9 @@ class Flat(Bytes):
                 raise SampleError("toy-refused", "the whole call")
             if b"<raise>" in raw:
                 raise ZeroDivisionError("a bug")
-            if b"<fault>" in raw:
+            if b"<flat-hang>" in raw:
+                hold_the_gil()
+            if b"<fault>" in raw and not self.config.get("mended"):
                 faults[at] = SampleError("toy-fault", "just this one")
                 raws[at] = b""
         if sum(map(len, raws)) > self.config.get("memory", 1 << 30):

@@ -214,3 +214,29 @@ def test_whole_packing_wastes_little() -> None:
     lengths = np.exp(np.random.RandomState(0).uniform(np.log(50), np.log(5000), 5000)).astype(int)
     packs = pack_whole(lengths, 4096)
     assert lengths.sum() / (packs.count * 4096) > 0.99
+
+
+def test_shuffling_mixes_as_the_page_says() -> None:
+    """docs/loader.md: of neighbours, 1 in `group` is of the same shard; a shard may come anywhere,
+    and its samples stay within one block."""
+    shards, samples, group = 64, 100, 16
+    places = []
+    for epoch in range(40):
+        order = epoch_order(
+            np.full(shards, samples), group=group, seed=5, part=0, epoch=epoch, shuffled=True
+        )
+        line = np.concatenate(
+            [
+                np.repeat(order.members(b), samples)[
+                    permutation(group * samples, stream_key(5, "rows", 0, epoch, b))
+                ]
+                for b in range(shards // group)
+            ]
+        )
+        same = float((line[1:] == line[:-1]).mean())
+        assert abs(same - 1 / group) < 0.02
+        where = np.flatnonzero(line == 0)
+        assert where[-1] - where[0] < group * samples
+        places.append(float(where.mean()) / len(line))
+    assert 0.35 < np.mean(places) < 0.65  # uniform over the epoch: mean 1/2, deviation 0.28
+    assert 0.2 < np.std(places) < 0.36

@@ -99,8 +99,9 @@ def test_offsets_of_a_damaged_plain_shard_are_refused(tmp_path: Path) -> None:
     data = shard.read_bytes()
     offsets = np.arange(0, 24 * 16, 16, dtype=np.int32).tobytes()
     at = data.index(offsets[:64])
-    for bad in (np.int32(1 << 30), np.int32(-5)):
-        shard.write_bytes(data[: at + 8] + bad.tobytes() + data[at + 12 :])
+    for place, bad in ((2, 1 << 30), (2, -5), (0, -5)):
+        where = at + 4 * place
+        shard.write_bytes(data[:where] + np.int32(bad).tobytes() + data[where + 4 :])
         with pytest.raises(CorruptStore):
             tokens(dataset.loader("image", batch=4))
 
@@ -295,9 +296,8 @@ def test_batches_are_torch_tensors_and_workers_give_the_same_batches(tmp_path: P
     loader = dataset.loader("text", **settings)
     expected = tokens(dataset.loader("text", **settings))
     for workers in (0, 2):
-        data = torch.utils.data.DataLoader(
-            loader.iterable_dataset(), batch_size=None, num_workers=workers
-        )
+        steps = pickle.loads(pickle.dumps(loader.iterable_dataset()))  # as spawned workers get it
+        data = torch.utils.data.DataLoader(steps, batch_size=None, num_workers=workers)
         seen, states = [], []
         for batch in data:
             assert isinstance(batch.tokens, torch.Tensor)

@@ -21,8 +21,8 @@ from tokenmill.workers.tokenizers.bpe_image.fit import FitSettings, fit
 from tokenmill.workers.tokenizers.bpe_image.pictures import Bounds
 
 TINY = {
-    "codes": 32, "widths": [32, 32], "decoder_widths": [32, 32], "size": 32, "crop": 16,
-    "batch": 4, "minutes": 10, "held_out": 0.4, "bar_patches": 500,
+    "codes": 32, "dim": 8, "widths": [32, 96], "decoder_widths": [96, 32], "size": 32, "crop": 16,
+    "batch": 4, "minutes": 10, "patches": 4000, "held_out": 0.4, "bar_patches": 500,
 }  # fmt: skip
 
 
@@ -117,9 +117,12 @@ def test_the_bar_is_exact_where_it_can_be():
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"widths": [30, 32]}, "multiples of 32"),
-        ({"widths": [32]}, "two to six"),
-        ({"decoder_widths": [32, 32, 32]}, "as many as"),
+        ({"widths": [30, 96]}, "multiples of 32"),
+        ({"widths": [32, 64]}, "96 as the last one"),
+        ({"decoder_widths": [96, 96]}, "another beside it"),
+        ({"decoder_widths": [32, 96]}, "96 as the first one"),
+        ({"widths": [96]}, "two to six"),
+        ({"decoder_widths": [96, 32, 32]}, "as many as"),
         ({"size": 33}, "multiple of 2"),
         ({"code": 4}, "did you mean 'codes'"),
         ({"minutes": -1}, "from 0"),

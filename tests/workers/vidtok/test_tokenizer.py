@@ -173,6 +173,13 @@ def test_decoded_video_is_the_models_own_reconstruction() -> None:
     assert np.abs(tokenizer.decode({"ids": found}).astype(int) - pixels).max() <= 1.01  # type: ignore[attr-defined]
 
 
+def test_id_outside_the_codebook_is_not_decoded() -> None:
+    tokenizer: Any = registry.load("vidtok", V11, SMALL)
+    ids = np.full(24, 40_000, np.uint16)
+    with pytest.raises(TokenizerError, match="id 40000 in a codebook of 32768"):
+        tokenizer.decode({"ids": Encoded(ids=ids, shape=(1, 4, 6))})
+
+
 @pytest.mark.parametrize(
     ("config", "said"),
     [

@@ -17,6 +17,7 @@ import torch
 from tests.workers.media.made import video
 from tokenmill.schemas.errors import TokenizerError
 from tokenmill.workers import registry
+from tokenmill.workers.tokenizers.vidtok.beginning import begin
 from tokenmill.workers.tokenizers.vidtok.model import VidTok
 from tokenmill.workers.tokenizers.vidtok.quantizers import FiniteScalar
 from tokenmill.workers.tokenizers.vidtok.tokenizer import VidTokTokenizer
@@ -24,7 +25,7 @@ from tokenmill.workers.tokenizers.vidtok.training import measured, straight_thro
 from tokenmill.workers.tokenizers.vidtok.variants import STARTER
 from tokenmill.workers.tokenizers.vidtok.weights import card_of
 
-TINY = {"ch": 4, "steps": 2, "crop": 16, "side": 32, "batch": 1, "threads": 1}
+TINY = {"ch": 8, "steps": 2, "crop": 16, "side": 32, "batch": 1, "threads": 1}
 
 
 def corpus(*media: bytes) -> Iterator[Mapping[str, Any]]:
@@ -51,6 +52,8 @@ def test_fit_writes_a_loadable_checkpoint_and_passes_over_what_is_no_video(tmp_p
     [
         ({"stepz": 1}, "did you mean 'steps'"),
         ({"variant": "kl_causal_488_4chn"}, "FSQ variant"),
+        ({"variant": "fsq_causal_488_32768"}, "v1.1 FSQ variant"),
+        ({"ch": 4}, "8 or more"),
         ({"frames": 6}, "FSQ variant"),
         ({"held_out": 3}, "held out"),
     ],
@@ -69,6 +72,17 @@ def test_gradient_passes_the_quantizer_straight_through() -> None:
     assert latent.grad is not None
     slope = 3.5035 * (1 - torch.tanh(latent + 0.1438).square()) / 4
     torch.testing.assert_close(latent.grad, slope.detach(), atol=1e-3, rtol=1e-3)
+
+
+def test_fit_begins_with_the_colours_of_every_block() -> None:
+    """Not with noise: a smooth picture is there before the first step."""
+    model = VidTok(replace(STARTER, ch=8)).requires_grad_(False)
+    y, x = np.mgrid[:32, :48]
+    smooth = np.stack([x * 5, y * 7, 120 + x - y], -1).astype(np.uint8)
+    clip = np.broadcast_to(smooth, (17, 32, 48, 3)).copy()
+    before = measured(model, [clip])["psnr"]
+    begin(model)
+    assert measured(model, [clip])["psnr"] > 18 > before + 3
 
 
 def test_a_better_model_measures_better() -> None:

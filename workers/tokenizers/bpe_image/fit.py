@@ -20,6 +20,7 @@ from tokenmill.schemas.errors import TokenizerError
 from tokenmill.schemas.tokenizer import Fields
 from tokenmill.workers.tokenizers.bpe_image import llamagen
 from tokenmill.workers.tokenizers.bpe_image.bar import bar_psnr, psnr
+from tokenmill.workers.tokenizers.bpe_image.beginning import LAST_WIDTH
 from tokenmill.workers.tokenizers.bpe_image.checks import Rules, bad, check
 from tokenmill.workers.tokenizers.bpe_image.crops import Corpus, Sampler, gather
 from tokenmill.workers.tokenizers.bpe_image.exact import exact
@@ -43,6 +44,7 @@ _RULES: Rules = {
     "rate": (1e-7, 1.0),
     "held_out": (0.0, 0.9),
     "pictures": (1, 1 << 24),
+    "patches": (1, 1 << 24),
     "bar_patches": (0, 1 << 24),
     "threads": (1, 1024),
     "seed": (0, 1 << 30),
@@ -57,16 +59,15 @@ class FitSettings:
     """What `fit` may be told.
 
     widths, decoder_widths: channels by level from the picture's resolution down, multiples of 32;
-    the factor is 2 per level after the first. A norm has 32 groups, so the last one of each half
-    (the encoder's lowest level, the decoder's highest) wants 96 channels: with one or two to a
-    group it forgets how bright a picture is. blocks, decoder_blocks: of a level. size: short
+    the factor is 2 per level after the first. The encoder's lowest level and the decoder's highest
+    have 96 (beginning.py says why). blocks, decoder_blocks: of a level. size: short
     side of pictures, in training and as the checkpoint's default. steps, minutes: the run ends at
     the first; only `steps` gives the same file again. held_out: share of the pictures, by hash.
-    bar_patches: patches for the k-means bar, 0 to leave it out.
+    patches: that the codebook is fitted to. bar_patches: for the k-means bar, 0 to leave it out.
     """
 
     codes: int = 4096
-    dim: int = 8
+    dim: int = 16
     widths: tuple[int, ...] = (32, 32, 64, 96)
     blocks: int = 1
     decoder_widths: tuple[int, ...] = (96, 32, 64, 96)
@@ -76,9 +77,10 @@ class FitSettings:
     minutes: float = 60.0
     batch: int = 8
     crop: int = 64
-    rate: float = 5e-4
+    rate: float = 2e-4
     held_out: float = 0.1
     pictures: int = 20_000
+    patches: int = 200_000
     bar_patches: int = 300_000
     threads: int = 1
     seed: int = 0
@@ -93,6 +95,16 @@ class FitSettings:
         if len({len(widths) for widths in lists.values()}) > 1:
             raise bad("decoder_widths", lists["decoder_widths"], "as many as `widths`", where)
         settings = cls(**{**config, **lists})
+        for key, (width, beside) in (
+            ("widths", settings.widths[:-3:-1]),
+            ("decoder_widths", settings.decoder_widths[:2]),
+        ):
+            if width != LAST_WIDTH or beside == LAST_WIDTH:
+                end = "last" if key == "widths" else "first"
+                wanted = f"{LAST_WIDTH} as the {end} one and another beside it"
+                raise bad(key, lists[key], wanted, where)
+        if settings.dim > settings.decoder_widths[-1]:
+            raise bad("dim", settings.dim, "no more than the decoder's lowest width", where)
         for key in ("size", "crop"):
             if getattr(settings, key) % settings.factor:
                 raise bad(key, getattr(settings, key), f"a multiple of {settings.factor}", where)
@@ -175,12 +187,14 @@ def _train(corpus: Corpus, settings: FitSettings, device: torch.device) -> Train
         crop=settings.crop,
         rate=settings.rate,
         seed=settings.seed,
+        patches=settings.patches,
     )
+    squares = torch.from_numpy(np.stack(corpus.squares)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
     def batches(count: int, side: int) -> Tensor:
         return torch.from_numpy(sampler.batch(count, side))
 
-    return train(settings.layout, batches, schedule, device)
+    return train(settings.layout, squares, batches, schedule, device)
 
 
 def _lineage(

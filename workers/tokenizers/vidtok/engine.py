@@ -97,8 +97,17 @@ class Engine:
         return both.movedim(1, -1).cpu().numpy()
 
     def decode(self, grid: NDArray[Any]) -> NDArray[np.uint8]:
-        """ids [T', H', W'] or latents [T', H', W', c] to uint8 [T, H, W, 3]."""
+        """ids [T', H', W'] or latents [T', H', W', c] to uint8 [T, H, W, 3].
+
+        Raises TokenizerError for an id outside the codebook.
+        """
         model, variant = self._model, self._model.variant
+        if variant.levels and grid.size and int(grid.max()) >= variant.codebook_size:
+            raise TokenizerError(
+                f"id {int(grid.max())} in a codebook of {variant.codebook_size}",
+                where=f"vidtok:{variant.name}",
+                remedy="decode with the tokenizer that made the ids",
+            )
         model.decoder.to(self._device)
         if model.quantizer is not None:
             ids = torch.from_numpy(grid.astype(np.int64)).to(self._device)[None]

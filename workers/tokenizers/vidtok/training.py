@@ -27,7 +27,8 @@ from tokenmill.schemas.job import nearest
 from tokenmill.schemas.tokenizer import Fields, Window
 from tokenmill.workers.child import ChildLimits, ForkServer
 from tokenmill.workers.children import ChildPool
-from tokenmill.workers.tokenizers.vidtok.layers import Memory, TimeBlock
+from tokenmill.workers.tokenizers.vidtok.beginning import CARRIED, begin
+from tokenmill.workers.tokenizers.vidtok.layers import Memory
 from tokenmill.workers.tokenizers.vidtok.model import VidTok
 from tokenmill.workers.tokenizers.vidtok.prepare import FramePreparer
 from tokenmill.workers.tokenizers.vidtok.quantizers import FiniteScalar
@@ -42,7 +43,8 @@ _LOG = logging.getLogger(__name__)
 class FitSettings:
     """What `fit` may be told.
 
-    variant: an FSQ variant; ch: its width. minutes, steps: whichever is over first ends it.
+    variant: a v1.1 FSQ variant; ch: its width, at least 8. minutes, steps: whichever is over first
+    ends it.
     frames, crop: clip length (1 mod the time factor) and side in pixels; side: the shorter side
     that videos are reduced to first. held_out: so many of the last videos are only measured on.
     max_bytes: of decoded frames held in memory.
@@ -56,7 +58,7 @@ class FitSettings:
     crop: int = 32
     side: int = 144
     batch: int = 4
-    rate: float = 2e-3
+    rate: float = 1e-3
     held_out: int = 1
     seed: int = 0
     threads: int = 1
@@ -78,11 +80,16 @@ class FitSettings:
                 raise TokenizerError(f"{key}: {value!r} is not a number from 0", where="fit config")
         settings = cls(**config)
         variant = VARIANTS.get(settings.variant)
-        if variant is None or not variant.levels or not variant.fits(settings.frames):
+        usable = variant is not None and variant.chunks and len(variant.levels) >= 4
+        if variant is None or not usable or not variant.fits(settings.frames):
             raise TokenizerError(
-                f"fit takes an FSQ variant and a clip length that it keeps, not "
+                f"fit takes a v1.1 FSQ variant and a clip length that it keeps, not "
                 f"{settings.variant!r} and {settings.frames} frames",
                 where="fit config",
+            )
+        if settings.ch < CARRIED:
+            raise TokenizerError(
+                f"ch: {settings.ch!r} is not {CARRIED} or more", where="fit config"
             )
         return settings
 
@@ -106,7 +113,7 @@ def fit(samples: Iterator[Fields], out: str, config: Mapping[str, Any]) -> Mappi
         )
     cut = len(videos) - settings.held_out
     model = VidTok(replace(VARIANTS[settings.variant], ch=settings.ch))
-    _quiet_start(model)
+    begin(model)
     began = time.monotonic()
     steps = _train(model, videos[:cut], settings)
     card = {
@@ -154,14 +161,6 @@ def _read(samples: Iterator[Fields], settings: FitSettings) -> Iterator[Video | 
                 continue
             yield np.concatenate(parts) if parts and event is None else None
             parts = []
-
-
-def _quiet_start(model: VidTok) -> None:
-    """Temporal branches begin as the identity, as in the official training."""
-    for module in model.modules():
-        if isinstance(module, TimeBlock):
-            for parameter in module.conv2.parameters():
-                nn.init.zeros_(parameter)
 
 
 def _train(model: VidTok, videos: list[Video], settings: FitSettings) -> int:
@@ -234,7 +233,7 @@ def straight_through(quantizer: FiniteScalar, latent: Tensor) -> Tensor:
 def measured(model: VidTok, videos: list[Video], clip: int = 17) -> dict[str, Any]:
     """PSNR in dB (mean over frames, of pixels in [0, 1]) and codebook use on whole frames.
 
-    Non-overlapping clips of 17 frames, at most eight of a video; sides cut to multiples of 8.
+    Non-overlapping clips of 17 frames, at most three of a video; sides cut to multiples of 8.
     """
     assert model.quantizer is not None
     model.eval()
@@ -242,7 +241,7 @@ def measured(model: VidTok, videos: list[Video], clip: int = 17) -> dict[str, An
     used: list[NDArray[Any]] = []
     for video in videos:
         h, w = (n // 8 * 8 for n in video.shape[1:3])
-        for start in range(0, min(len(video) - clip, clip * 8) + 1, clip):
+        for start in range(0, min(len(video) - clip, clip * 2) + 1, clip):
             with torch.inference_mode():
                 frames = _tensor(video[None, start : start + clip, :h, :w])
                 latent = model.encode(frames)
