@@ -143,7 +143,9 @@ def check_history(cells: list[Cell]) -> None:
                 same = (one["input"], one["recipe"]) == (other["input"], other["recipe"])
                 if same and _overlap(one, other):
                     between = any(_excuses(r, one, other) for r in rows)
-                    anew = any(other["seq"] < r["seq"] < one["seq"] for r in above)
+                    anew = any(
+                        other["seq"] < r["seq"] < one["seq"] and _overlap(r, one) for r in above
+                    )
                     require(between or anew, "G5", f"committed twice: {one} and {other}")
 
 
