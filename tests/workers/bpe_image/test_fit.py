@@ -15,10 +15,13 @@ from tokenmill.workers import registry
 from tokenmill.workers.one_off import LoadedTokenizer
 from tokenmill.workers.tokenizers.bpe_image import llamagen
 from tokenmill.workers.tokenizers.bpe_image.bar import bar_psnr, kmeans, patches, psnr
+from tokenmill.workers.tokenizers.bpe_image.beginning import as_shortcuts, begin
 from tokenmill.workers.tokenizers.bpe_image.crops import Sampler, gather
 from tokenmill.workers.tokenizers.bpe_image.examples import saved, scene
 from tokenmill.workers.tokenizers.bpe_image.fit import FitSettings, fit
+from tokenmill.workers.tokenizers.bpe_image.graph import VqGan
 from tokenmill.workers.tokenizers.bpe_image.pictures import Bounds
+from tokenmill.workers.tokenizers.bpe_image.training import slim
 
 TINY = {
     "codes": 32, "dim": 8, "widths": [32, 96], "decoder_widths": [96, 32], "size": 32, "crop": 16,
@@ -66,6 +69,30 @@ def test_the_lineage_says_what_was_seen_and_how_good_it_is(tiny):
     assert 0 < lineage["held_out_codes_used"] <= 32
     assert lineage["bar_psnr"] > 10 and lineage["held_out_psnr"] > 5
     json.dumps(lineage)
+
+
+def test_what_training_leaves_out_adds_nothing():
+    """The network as it is trained and as it is stored give the same latents and pictures."""
+    torch.manual_seed(0)
+    network = VqGan(FitSettings.parse(TINY).layout)
+    as_shortcuts(network)
+    pictures = torch.from_numpy(np.stack([np.asarray(scene(32, 32, n)) for n in range(8)]))
+    pictures = pictures.permute(0, 3, 1, 2).float() / 127.5 - 1
+    with slim(network):
+        begin(network, pictures, patches=2000, seed=0)
+        latents, painted = both(network, pictures)
+    whole_latents, whole = both(network, pictures)
+    torch.testing.assert_close(whole_latents, latents)
+    torch.testing.assert_close(whole, painted)
+    error = float((painted - pictures).square().mean())
+    assert error < 0.2 * float(pictures.var()), "the closed form paints nothing"
+
+
+def both(network, pictures):
+    with torch.no_grad():
+        z = network.quant_conv(network.encoder(pictures))
+        codes = torch.nn.functional.normalize(z, dim=1)
+        return z, network.decoder(network.post_quant_conv(codes))
 
 
 def test_longer_is_better_and_the_same_steps_give_the_same_file(tmp_path, tiny):

@@ -43,14 +43,14 @@ _PICTURES, _WINDOW = 96, 32  # for one least-squares problem: so many, so many p
 
 
 def begin(network: VqGan, pictures: Tensor, *, patches: int, seed: int) -> None:
-    """Set all weights and the codebook from square pictures, float32 [n, 3, s, s] in [-1, 1].
+    """Set the codebook and what carries the picture of a network that is `as_shortcuts`, from
+    square pictures, float32 [n, 3, s, s] in [-1, 1].
 
     patches: how many k-means may see.
     """
     side = pictures.shape[2] >> (len(network.encoder.down) - 1)
     pictures = _some(pictures, max(_PICTURES, -(-patches // side**2)))
     with torch.no_grad():
-        _as_shortcuts(network)
         _solve_encoder(network, pictures)
         _round(network)
         latents = torch.cat([_unit(network, part) for part in torch.split(pictures, _CHUNK)])
@@ -65,7 +65,8 @@ def _some(pictures: Tensor, count: int) -> Tensor:
     return pictures[torch.linspace(0, len(pictures) - 1, count).long()]
 
 
-def _as_shortcuts(network: VqGan) -> None:
+def as_shortcuts(network: VqGan) -> None:
+    """Blocks and attention add nothing (Zhang et al. 2019, Fixup); other convolutions at random."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="linear")

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tokenmill.workers.tokenizers.bpe_image.beginning import begin, hold_constants
+from tokenmill.workers.tokenizers.bpe_image.beginning import as_shortcuts, begin, hold_constants
 from tokenmill.workers.tokenizers.bpe_image.graph import Attention, VqGan
 from tokenmill.workers.tokenizers.bpe_image.layout import Layout
 from tokenmill.workers.tokenizers.bpe_image.quantizer import code_vectors, nearest
@@ -53,7 +53,8 @@ def train(
     """A trained network on the CPU, in float32. squares: [n, 3, s, s] in [-1, 1], for the start."""
     torch.manual_seed(schedule.seed)
     network = VqGan(layout)
-    with _slim(network):
+    as_shortcuts(network)
+    with slim(network):
         begin(network, squares, patches=schedule.patches, seed=schedule.seed)
         network.to(device)
         hold_constants(network)
@@ -66,7 +67,7 @@ def train(
 
 
 @contextmanager
-def _slim(network: VqGan) -> Iterator[None]:
+def slim(network: VqGan) -> Iterator[None]:
     """Attention and the blocks at the picture's own resolution stay shortcuts, and cost nothing.
 
     Attention, learned over small crops, would mislead on large pictures; those blocks would take
