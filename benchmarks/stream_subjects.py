@@ -95,11 +95,8 @@ def litdata(folder: str, kind: str, state: Any) -> Opened:
     from litdata import StreamingDataLoader, StreamingDataset, TokensLoader
 
     item: dict[str, Any] = {"item_loader": TokensLoader(LENGTH)} if kind == "text" else {}
-    if REMOTE:
-        item["storage_options"] = {"endpoint_url": os.environ["AWS_ENDPOINT_URL"]}
-        item["cache_dir"] = FETCHED
     data = StreamingDataset(
-        f"{REMOTE or folder}/litdata-{kind}", shuffle=True, seed=SEED, drop_last=False, **item
+        f"{folder}/litdata-{kind}", shuffle=True, seed=SEED, drop_last=False, **item
     )
     loader = StreamingDataLoader(data, batch_size=BATCH[kind], num_workers=0)
     if state is not None:
