@@ -24,7 +24,8 @@ GRID, LENGTH = 256, 4096
 BATCH = {"grids": 256, "text": 16}
 WIDTH = {"grids": GRID, "text": LENGTH}
 SEED = 7
-SHARE = 0.8  # of an epoch is measured: workers still live then
+SHARE = 0.8  # of an epoch is measured, or what LONGEST CPU-seconds are enough for
+LONGEST = 2.0
 # Where the data lies in an object store; what is fetched goes to FETCHED, empty at the start.
 REMOTE, FETCHED = os.environ.get("STREAM_REMOTE", ""), os.environ.get("STREAM_FETCHED", "")
 Opened = tuple[Iterator[int], Callable[[], Any] | None]  # batch sizes, what saves the state
@@ -183,9 +184,10 @@ def speed(subject: str, kind: str, folder: str) -> dict[str, Any]:
     next(batches)
     first, first_cpu = time.perf_counter() - wall, _cpu() - cpu
     count, wall, cpu = 0, time.perf_counter(), _cpu()
+    enough = time.process_time() + LONGEST
     for size in batches:
         count += size
-        if count >= SHARE * total:
+        if count >= SHARE * total or time.process_time() > enough:
             break
     used = _cpu() - cpu
     memory = psutil.Process().memory_full_info()

@@ -312,7 +312,8 @@ class Coordinator:
         self._store_patience = store_patience
         self._work: dict[Name, _Work] = {}
         self._waiting: dict[Pool, deque[Name]] = {pool: deque() for pool in pools}
-        self._children: dict[Name, list[Name]] = {}  # a task -> those that wait for its commit
+        # a task -> those that wait for its commit, each once though it was planned again
+        self._children: dict[Name, dict[Name, None]] = {}
         self._workers: dict[int, _Worker] = {}
         self._next_worker = 0
         self._next_attempt = 0
@@ -486,13 +487,13 @@ class Coordinator:
         if parent not in self._work:
             raise ValueError(f"{name} waits for {parent}, which is not planned")
         self._work[name].state = "blocked"
-        self._children.setdefault(parent, []).append(name)
+        self._children.setdefault(parent, {})[name] = None
         if self._work[parent].state == "failed":
             self._give_up_children(parent)
 
     def _blocked(self, parent: Name) -> list[Name]:
         """Those that have waited for `parent` until now, but for those planned anew meanwhile."""
-        children = self._children.pop(parent, [])
+        children = self._children.pop(parent, {})
         return [n for n in children if n in self._work and self._work[n].state == "blocked"]
 
     def _give_up_children(self, name: Name) -> None:

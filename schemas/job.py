@@ -57,6 +57,12 @@ class Clips(_Model):
     reader: Literal["auto", "decord", "pyav"] = "auto"
     """Which library decodes."""
 
+    @model_validator(mode="after")
+    def _key_frames_are_known(self) -> Clips:
+        if self.bounds == "keyframe" and self.reader == "decord":
+            raise ValueError("`reader: decord` does not tell key frames: leave it at auto")
+        return self
+
 
 class Source(_Model):
     """Where samples come from."""

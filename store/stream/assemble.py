@@ -42,6 +42,12 @@ def write_fragments(
 ) -> list[Pieces]:
     """Write fragment f at out[dest[f]:]; `out` is flat, sequences of `width` tokens one after the
     other. Literals, offsets and flattening as the layouts say."""
+    layout = layouts[0]
+    if fragments.even and len(layouts) == 1 and layout.plain and not layout.around and block.length:
+        starts = block.starts[fragments.sample, 0]
+        _gather_even(out, width, block.values[0], starts, block.length, dest, layout.offset)
+        everything = np.arange(len(dest), dtype=np.int64)
+        return [Pieces(dest=dest, length=fragments.end, fragment=everything, layout=layout)]
     offset = np.zeros(len(dest), np.int64)
     pieces = []
     for stream, layout in enumerate(layouts):

@@ -65,6 +65,8 @@ def in_lanes(k: NDArray[np.int64], length: int, lanes: int) -> NDArray[np.int64]
     stretch k mod lanes. Ranks that divide `lanes` then each read their own shards only, where one
     lane makes every rank read all of them. What does not divide comes last.
     """
+    if lanes == 1:
+        return k
     each = length // lanes
     inside = (k % lanes) * each + k // lanes
     return np.where(k < each * lanes, inside, k)

@@ -86,7 +86,11 @@ class ChunkMaker:
         return batches
 
     def _groups(self, plan: PartPlan, draws: Ints, seq: Ints) -> list[_Group]:
-        epoch, rest = np.divmod(draws, plan.sequences)
+        first = int(draws[0]) // plan.sequences
+        if int(draws.max()) < (first + 1) * plan.sequences and int(draws.min()) == int(draws[0]):
+            epoch, rest = np.full_like(draws, first), draws - first * plan.sequences
+        else:
+            epoch, rest = np.divmod(draws, plan.sequences)
         place = in_lanes(rest, plan.sequences, plan.lanes)
         groups = []
         for number in distinct(epoch):
@@ -150,7 +154,12 @@ class ChunkMaker:
 
 def _even_width(groups: Sequence[_Group]) -> int | None:
     """The length of all samples if it is one and the same."""
-    sizes = {int(n) for g in groups for n in (g.size.min(), g.size.max())}
+    sizes = {
+        int(n)
+        for g in groups
+        for n in ((g.block.length,) if g.fragments.even else (g.size.min(), g.size.max()))
+        if n is not None
+    }
     return sizes.pop() or None if len(sizes) == 1 else None
 
 
@@ -166,6 +175,7 @@ def _within(group: _Group, first: int, last: int) -> _Group:
             begin=f.begin[mine],
             end=f.end[mine],
             at=f.at[mine],
+            even=f.even,
         ),
         seq=group.seq[mine],
         place=group.place[mine],
@@ -190,7 +200,10 @@ class _Made:
         ]
         self._lengths = np.zeros(self._rows, np.int32)
         for g in groups:
-            self._lengths += np.bincount(g.seq - first, g.size, self._rows).astype(np.int32)
+            if g.fragments.even:
+                self._lengths[g.seq - first] = g.block.length or 0
+            else:
+                self._lengths += np.bincount(g.seq - first, g.size, self._rows).astype(np.int32)
         self._tokens = flat.reshape(self._rows, width)
         self._padding = self._mask_of_padding()
         if self._padding is not None:

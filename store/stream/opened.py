@@ -169,13 +169,14 @@ def distinct(values: Ints) -> list[int]:
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Fragments:
     """Tokens [begin, end) of samples of a block, for sequences: fragment f goes into sequence
-    which[f] at place at[f]. int64 all."""
+    which[f] at place at[f]. int64 all. even: all are whole samples of the same length."""
 
     which: Ints
     sample: Ints
     begin: Ints
     end: Ints
     at: Ints
+    even: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -183,7 +184,7 @@ class Block:
     """spans: its spans' samples; sample i of the block is in span s where edges[s] <= i.
     values: per stream one flat array over the shards of all spans (see regions.py), in which
     sample i begins at starts[i]. order: the permuted samples (or packs). line: [m + 1], where they
-    begin, with packing "cut"."""
+    begin, with packing "cut". length: of every sample, where it is one and the same (grids)."""
 
     spans: tuple[SpanSamples, ...]
     edges: Ints
@@ -195,6 +196,7 @@ class Block:
     order: Ints
     line: Ints | None = None
     packs: Packs | None = None
+    length: int | None = None
 
     def span_of(self, samples: Ints) -> Ints:
         return np.searchsorted(self.edges, samples, side="right") - 1
@@ -204,7 +206,9 @@ class Block:
         sample = self.order[places]
         zero = np.zeros(len(places), np.int64)
         which = np.arange(len(places), dtype=np.int64)
-        return Fragments(which=which, sample=sample, begin=zero, end=self.total[sample], at=zero)
+        even = self.length is not None
+        end = np.full_like(zero, self.length) if even else self.total[sample]
+        return Fragments(which=which, sample=sample, begin=zero, end=end, at=zero, even=even)
 
     def cut(self, begin: Ints, end: Ints) -> Fragments:
         """Stretches [begin, end) of the block's line."""
@@ -291,6 +295,7 @@ def open_block(
         order=order,
         line=line,
         packs=packs,
+        length=int(total[0]) if len(total) and bool((total == total[0]).all()) else None,
     )
 
 

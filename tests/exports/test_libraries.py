@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from tests.store.built import Builder, doc, input_
+from tests.store.test_export_formats import wide
 from tokenmill.store.dataset import Dataset, open_store
 from tokenmill.store.export import FORMATS, export
 
@@ -127,6 +128,48 @@ def test_grids_come_back_with_their_axes_dtype_and_sample_id(
             grid = ids.reshape(shape)
             wanted.append(f"row {row.id.hex()} uint16 {shape} {grid.tolist()}")
     assert found == wanted
+
+
+TYPED = {
+    "mds": """
+from streaming import StreamingDataset
+samples = list(StreamingDataset(local="FOLDER", shuffle=False, batch_size=1))
+""",
+    "litdata": """
+from litdata import StreamingDataset
+samples = list(StreamingDataset("FOLDER", shuffle=False))
+""",
+    "hf": """
+import datasets, numpy
+found = datasets.load_from_disk("FOLDER")
+kinds = {name: getattr(f, "feature", f).dtype for name, f in found.features.items()}
+samples = [{n: numpy.array(row[n], kinds[n]) for n in STREAMS} for row in found]
+""",
+}
+
+
+@pytest.mark.parametrize("name", sorted(TYPED))
+def test_every_dtype_comes_back(tmp_path: Path, name: str) -> None:
+    python_of(name)
+    built = Builder(str(tmp_path / "store"))
+    streams = {
+        "bytes": ("uint8", [[1, 255], []]),
+        "words": ("uint32", [[2**32 - 1], [7, 8]]),
+        "longs": ("uint64", [[2**64 - 1, 0], [9]]),
+        "latents": ("float32", [[1, 2], [3]]),
+    }
+    for stream, (dtype, ids) in streams.items():
+        wide(built, stream, dtype, ids)
+    export(open_store(built.uri), name, str(tmp_path / "out"))
+    code = f"STREAMS = {list(streams)}" + TYPED[name].replace("FOLDER", str(tmp_path / "out"))
+    code += "for s in samples: print('row', *((str(s[n].dtype), s[n].tolist()) for n in STREAMS))"
+    found = [line for line in run(name, code, tmp_path) if line.startswith("row ")]
+    assert found == [
+        " ".join(
+            ["row", *(str((d, np.array(ids[row], d).tolist())) for d, ids in streams.values())]
+        )
+        for row in range(2)
+    ]
 
 
 TRAINED = """

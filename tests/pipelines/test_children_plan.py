@@ -376,3 +376,21 @@ def test_a_child_without_its_parent_is_a_fault_of_ours() -> None:
     coordinator = Coordinator(run="run", pools=POOLS, cpus=4)
     with pytest.raises(ValueError, match="not planned"):
         coordinator.add([t for t in family(1) if t.stream == "b"])
+
+
+def test_a_child_that_was_planned_twice_is_made_once() -> None:
+    """Found by the simulator: it stood twice in the queue, and then twice in a commit (G5)."""
+    hand = Hand()
+    for _ in range(2):
+        parent = hand.assigned()
+        gone = failure(parent.task, FailureClass.INPUT_CHANGED, changed=("/c/000",))
+        (replan,) = hand.answer(parent, gone)
+        assert isinstance(replan, Replan)
+        hand.send(Replanned(tasks=tuple(family(1))))
+    parent = hand.assigned()
+    (commit,) = hand.answer(parent, finished(parent.task))
+    names = tuple((r.unit, r.stream) for _, r in commit.results)
+    hand.send(Committed(pipeline="p", committed=names, dropped=()))
+    child = hand.assigned()
+    (commit,) = hand.answer(child, finished(child.task))
+    assert [r.stream for _, r in commit.results] == ["b"]

@@ -283,7 +283,7 @@ def test_tokenizers_share_a_gpu_by_fractions_and_labels_and_cpu_nodes_are_kept(
         nodes.ask("kill", each)
 
 
-@pytest.mark.slow
+@pytest.mark.long  # pytest -m long tests/pipelines
 @pytest.mark.ray
 def test_a_cluster_grows_from_a_head_alone_and_shrinks_again(tmp_path: Path) -> None:
     """Ray's real autoscaler, with fake nodes: it learns from us what could be kept busy."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sim.corpus import KILLS, enumerate_span
-from sim.driver import PIPELINE, STREAMS, Driver, facts_of
+from sim.driver import PARENTS, PIPELINE, STREAMS, Driver, facts_of
 from sim.memory import MemoryAccess, MemoryTable
 from sim.world import World
 from tokenmill.schemas.work import Span
@@ -131,25 +131,30 @@ def check_tiled(world: World, valid: list[Cell], uri: str, stream: str, when: st
 
 
 def check_history(cells: list[Cell]) -> None:
-    """No cell was ever committed twice by one recipe, but where another version or recipe lay
-    between (G5)."""
+    """No cell was ever committed twice by one recipe, but where another version or recipe, or new
+    tokens of its parent, lay between (G5)."""
     by_place: dict[tuple[str, bytes], list[Cell]] = defaultdict(list)
     for cell in cells:
         by_place[cell["stream"], cell["source_id"]].append(cell)
-    for rows in by_place.values():
+    for (stream, place), rows in by_place.items():
+        above = by_place.get((PARENTS.get(stream, ""), place), [])
         for later, one in enumerate(rows):
             for other in rows[:later]:
                 same = (one["input"], one["recipe"]) == (other["input"], other["recipe"])
                 if same and _overlap(one, other):
-                    between = any(
-                        other["seq"] < r["seq"] < one["seq"]
-                        and (
-                            r["input"] != one["input"]
-                            or (_overlap(r, one) and r["recipe"] != one["recipe"])
-                        )
-                        for r in rows
+                    between = any(_excuses(r, one, other) for r in rows)
+                    anew = any(
+                        other["seq"] < r["seq"] < one["seq"] and _overlap(r, one) for r in above
                     )
-                    require(between, "G5", f"committed twice: {one} and {other}")
+                    require(between or anew, "G5", f"committed twice: {one} and {other}")
+
+
+def _excuses(row: Cell, one: Cell, other: Cell) -> bool:
+    """`row` lay between the two and was another version or recipe."""
+    different = row["input"] != one["input"] or (
+        _overlap(row, one) and row["recipe"] != one["recipe"]
+    )
+    return bool(other["seq"] < row["seq"] < one["seq"] and different)
 
 
 def check_growth(cells: list[Cell]) -> None:

@@ -92,7 +92,7 @@ class ClipCutter:
             if "audio" in want and video.facts.audio:
                 sound = stack.enter_context(SpanSound(media, video.facts.start))
             step = 1 / (config.fps or video.facts.fps or 25.0)
-            shots = self._shots(video, "video" in want, step)
+            shots = self._shots(video, wanted="video" in want)
             stride, keep = config.stride or config.frames, config.tail == "keep"
             index, told = 0, time.monotonic()
             for clip in cut(shots, config.frames, stride, keep_tail=keep):
@@ -107,11 +107,12 @@ class ClipCutter:
                     yield Window(arrays={}, meta={"duration": video.facts.duration}, last=False)
                 told = time.monotonic()
 
-    def _shots(self, video: VideoReader, wanted: bool, step: float) -> Iterator[Shot]:
+    def _shots(self, video: VideoReader, *, wanted: bool) -> Iterator[Shot]:
         config = self.clips
+        shown = 1 / (video.facts.fps or 25.0)  # seconds that the last frame is on screen
         resize = _resizing(config)
         scenes = _Scenes(config.scene_threshold) if config.bounds == "scene" else None
-        for frame in resample(video.frames(), config.fps, step):
+        for frame in resample(video.frames(), config.fps, shown):
             rgb = frame.rgb() if wanted or scenes else None
             segment = frame.group if config.bounds == "keyframe" else 0
             if scenes is not None and rgb is not None:

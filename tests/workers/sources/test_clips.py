@@ -262,17 +262,27 @@ def test_shards_tell_the_span_of_every_clip(tmp_path: Path) -> None:
     assert other.facts().identity.space == worker.facts().identity.space
 
 
-def test_unknown_key_of_clips_names_the_nearest() -> None:
-    text = """
+@pytest.mark.parametrize(
+    ("clips", "said"),
+    [("strid: 3", "did you mean 'stride'"), ("bounds: keyframe, reader: decord", "key frames")],
+)
+def test_clips_that_cannot_be_are_named(clips: str, said: str) -> None:
+    text = f"""
 name: x
 store: s
 pipelines:
   p:
-    source: {uri: a, format: files, clips: {field: mp4, strid: 3}}
-    streams: {video: {tokenizer: vidtok}}
+    source: {{uri: a, format: files, clips: {{field: mp4, {clips}}}}}
+    streams: {{video: {{tokenizer: vidtok}}}}
 """
-    with pytest.raises(JobError, match="did you mean 'stride'"):
+    with pytest.raises(JobError, match=said):
         parse_job(text, name="job.yaml", folder="/")
+
+
+def test_no_frame_is_shown_beyond_the_videos_end(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(video(frames=6))  # 0.24 s: ticks of 0.1 s at 0, 0.1, 0.2
+    (row,) = read(source_of(tmp_path, fps=10, frames=5, tail="keep"), "video")
+    assert numbers(row["video"]) == [0, 2, 5]
 
 
 def test_clips_open_like_any_media_file(folder: Path) -> None:
