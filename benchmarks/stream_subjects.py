@@ -95,11 +95,8 @@ def litdata(folder: str, kind: str, state: Any) -> Opened:
     from litdata import StreamingDataLoader, StreamingDataset, TokensLoader
 
     item: dict[str, Any] = {"item_loader": TokensLoader(LENGTH)} if kind == "text" else {}
-    if REMOTE:
-        item["storage_options"] = {"endpoint_url": os.environ["AWS_ENDPOINT_URL"]}
-        item["cache_dir"] = FETCHED
     data = StreamingDataset(
-        f"{REMOTE or folder}/litdata-{kind}", shuffle=True, seed=SEED, drop_last=False, **item
+        f"{folder}/litdata-{kind}", shuffle=True, seed=SEED, drop_last=False, **item
     )
     loader = StreamingDataLoader(data, batch_size=BATCH[kind], num_workers=0)
     if state is not None:
@@ -129,13 +126,13 @@ def webdataset(folder: str, kind: str, state: Any) -> Opened:
 
     dtype = np.uint16 if kind == "grids" else np.uint32
 
-    def decoded(sample: dict[str, Any]) -> Any:
-        return torch.from_numpy(np.frombuffer(sample["bin"], dtype).copy())
+    def decoded(sample: dict[str, Any]) -> Any:  # a tuple: its collation takes samples as rows
+        return (torch.from_numpy(np.frombuffer(sample["bin"], dtype).copy()),)
 
     tars = sorted(str(tar) for tar in Path(f"{folder}/wds-{kind}").glob("*.tar"))
     data = wds.WebDataset(tars, shardshuffle=100, seed=SEED, empty_check=False)
     data = data.shuffle(1000, seed=SEED).map(decoded).batched(BATCH[kind])
-    return (len(b) for b in wds.WebLoader(data, batch_size=None, num_workers=0)), None
+    return (len(b[0]) for b in wds.WebLoader(data, batch_size=None, num_workers=0)), None
 
 
 SUBJECTS: dict[str, Callable[[str, str, Any], Opened]] = {

@@ -18,7 +18,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -182,8 +182,8 @@ def loop(rounds: int, files: int = 4, frames: int = 97) -> None:
 
 def memory(frames: int) -> None:
     print("\nmemory: peak MB of one process by length of one video, 160 x 120")
-    for clips in (False, True):
-        for count in _lengths(frames):
+    for clips in (True, False):
+        for count in (64, 1024, frames):
             with tempfile.TemporaryDirectory() as name:
                 folder = _folder(Path(name))
                 (folder / "long").touch()
@@ -193,15 +193,10 @@ def memory(frames: int) -> None:
                 cost = _child("worker", folder)
                 kind = "clips of 17" if clips else "whole file"
                 seconds = count / LONG_RATE
-                print(f"  {kind}, {seconds:5.0f} s: {cost.peak / 1e6:.0f} MB, {cost.cpu:.0f} CPU-s")
-
-
-def _lengths(most: int) -> Iterator[int]:
-    count = 64
-    while count < most:
-        yield count
-        count *= 16
-    yield most
+                print(
+                    f"  {kind}, {seconds:5.0f} s: {cost.peak / 1e6:.0f} MB, {cost.cpu:.0f} CPU-s",
+                    flush=True,
+                )
 
 
 def _folder(folder: Path) -> Path:

@@ -99,7 +99,7 @@ def submit(
     done = submission.submit(ray_jobs, id, made, attempts=attempts, again=again)
     _say(f"{done.how}: {done.id}" + (f" (attempt {done.attempt})" if done.attempt > 1 else ""))
     if not follow:
-        _say(f"follow: {Path(sys.argv[0]).name} status {done.id} --address {address} --follow")
+        _say(f"follow: tokenmill status {done.id} --address {address} --follow")
         return
     wait = FIRST_WAIT_SECONDS
     while True:

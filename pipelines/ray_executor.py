@@ -14,7 +14,6 @@ from typing import Any
 
 import ray
 from ray import exceptions as ray_errors
-from ray.autoscaler.sdk import request_resources
 
 from tokenmill.pipelines.coordinator import (
     Answered,
@@ -39,6 +38,8 @@ OBJECT_STORE_BYTES = 128 << 20
 PAGE_SECONDS = 30.0  # to read a dead actor's page on another node
 # How soon a node that joined or left is noticed.
 NODES_SECONDS = 2.0
+# Of a stream; an autoscaler that brings so many at a time is fast enough.
+MOST_SCOUTS = 16
 
 
 def connect(address: str | None) -> None:
@@ -98,7 +99,8 @@ class RayExecutor:
         self._tag = uuid.uuid4().hex[:12]
         self._nodes = _nodes()
         self._looked = time.monotonic()
-        self._wanted: Mapping[Pool, int] = {}
+        self._scouts: dict[Pool, list[Any]] = {}
+        self._nothing = ray.remote(_nothing)
 
     def start(self, worker: int, pool: Pool) -> None:
         need = self._job.resources.get(pool[1], Resources())
@@ -145,18 +147,35 @@ class RayExecutor:
         return [CapacityChanged(nodes=found)]
 
     def want(self, wanted: Mapping[Pool, int]) -> None:
-        """Ask the cluster's autoscaler, where it has one, for room for so many; none: let go."""
-        if wanted == self._wanted or self._ours_alone:
+        """Show an autoscaler what there is no room for: as tasks that wait for it and do nothing.
+
+        Not `request_resources`: what that asks for outlives a killed driver, and nodes with it.
+        """
+        if self._ours_alone:
             return
-        self._wanted = dict(wanted)
-        bundles: list[dict[str, float]] = []
-        selectors: list[dict[str, str]] = []
         for pool, count in wanted.items():
             need = self._job.resources.get(pool[1], Resources())
-            bundle = {"CPU": need.cpus_per_worker, "GPU": need.gpus_per_worker}
-            bundles += [{name: n for name, n in bundle.items() if n}] * count
-            selectors += [dict(need.labels)] * count
-        request_resources(bundles=bundles, bundle_label_selectors=selectors)
+            have = sum(self._pools[worker] == pool for worker in self._actors)
+            takes = need.cpus_per_worker or need.gpus_per_worker
+            missing = min(max(0, count - have), MOST_SCOUTS) if takes else 0
+            self._scout(pool, need, missing)
+
+    def _scout(self, pool: Pool, need: Resources, count: int) -> None:
+        waiting = self._scouts.pop(pool, [])
+        if waiting:
+            _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=0)
+        while len(waiting) > count:
+            ray.cancel(waiting.pop())
+        scout = self._nothing.options(
+            num_cpus=need.cpus_per_worker,
+            num_gpus=need.gpus_per_worker,
+            max_retries=0,
+            **({"label_selector": dict(need.labels)} if need.labels else {}),
+        )
+        while len(waiting) < count:
+            waiting.append(scout.remote())
+        if waiting:
+            self._scouts[pool] = waiting
 
     def _answers(self, timeout: float) -> list[Event]:
         if not self._refs:
@@ -250,10 +269,15 @@ class RayExecutor:
     def close(self) -> None:
         for worker in list(self._actors):
             self.stop(worker)
-        if not self._ours_alone and self._wanted:
-            self.want({})
+        for waiting in self._scouts.values():
+            for scout in waiting:
+                ray.cancel(scout)
         if self._ours:
             ray.shutdown()
+
+
+def _nothing() -> None:
+    pass
 
 
 def _nodes() -> tuple[Node, ...]:

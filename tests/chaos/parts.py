@@ -138,6 +138,7 @@ def environment(url: str) -> dict[str, str]:
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
         "OMP_NUM_THREADS": "1",
+        "RAY_raylet_start_wait_time_s": "180",  # on a machine that is busy
     }
 
 

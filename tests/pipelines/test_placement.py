@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -208,11 +208,26 @@ def places(job: Path, stream: str = "text") -> list[dict[str, Any]]:
     return [json.loads(row[stream].astype("uint8").tobytes()) for row in rows]
 
 
-def await_shards(job: Path, count: int) -> None:
-    until = time.monotonic() + 90
-    while len(list((job.parent / "store").glob("shards/**/*.arrow"))) < count:
-        assert time.monotonic() < until, "no shard was written"
+def await_(condition: Callable[[], bool], what: str) -> None:
+    until = time.monotonic() + 100
+    while not condition():
+        assert time.monotonic() < until, f"not seen: {what}"
         time.sleep(0.1)
+
+
+def gpus(log: Path) -> set[tuple[str, str]]:
+    """(node, GPU) of every sample that has begun."""
+    if not log.exists():
+        return set()
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    return {(line["raylet"], line["gpu"]) for line in lines}
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def sharers(found: Sequence[dict[str, Any]]) -> dict[tuple[str, str], int]:
@@ -234,27 +249,34 @@ def test_one_actor_per_gpu_growth_when_a_node_joins_and_its_loss_without_loss_of
     nodes: Nodes, tmp_path: Path
 ) -> None:
     """G4: a node joins, another dies with its actors, a third is drained; no sample is lost."""
+    log = tmp_path / "log"
+    hold = tmp_path / "log.hold"
+    hold.touch()
     first = nodes.add(2, 2)
-    job = make(tmp_path, 60, 0.5, "{text: {gpus_per_worker: 1, cpus_per_worker: 1}}",
-               f"{{text: {STREAM}}}")  # fmt: skip
+    stream = STREAM.replace("}", f", config: {{log: {log}}}}}")
+    job = make(tmp_path, 200, 3, "{text: {gpus_per_worker: 1, cpus_per_worker: 1}}",
+               f"{{text: {stream}}}")  # fmt: skip
     run = start(nodes.address, job)
-    await_shards(job, 4)
-    second = nodes.add(2, 1)
-    await_shards(job, 16)
-    assert nodes.ask("kill", first) == "ok"
-    third = nodes.add(2, 1)
-    await_shards(job, 26)
-    assert nodes.ask("drain", second, 3) == "ok"
-    said = finish(run)
-    assert "60 of 60" in said
+    try:
+        await_(lambda: len(gpus(log)) == 2, "two actors on two GPUs")
+        on_first = {raylet for raylet, _ in gpus(log)}
+        second = nodes.add(2, 1)
+        await_(lambda: len(gpus(log)) == 3, "growth when a node joins")
+        (on_second,) = {int(raylet) for raylet, _ in gpus(log)} - set(map(int, on_first))
+        assert nodes.ask("kill", first) == "ok"
+        third = nodes.add(2, 1)
+        await_(lambda: len(gpus(log)) == 4, "growth after a loss")
+        assert nodes.ask("drain", second, 3) == "ok"
+        assert nodes.ask("kill", second) == "ok"  # as a preempting provider does in the end
+        await_(lambda: not _alive(on_second), "the drained node is gone")
+    finally:
+        hold.unlink()
+        said = finish(run)
+    assert "200 of 200" in said
     found = places(job)
-    assert len(found) == 60
-    shared = sharers(found)
-    assert set(shared.values()) == {1}, "one actor per GPU"
-    by_node = defaultdict(set)
-    for raylet, gpu in shared:
-        by_node[raylet].add(gpu)
-    assert sorted(map(len, by_node.values())) == [1, 1, 2], by_node
+    assert len(found) == 200
+    assert set(sharers(found).values()) == {1}, "one actor per GPU"
+    assert len(on_first) == 1, "both on the first node"
     nodes.ask("kill", third)
 
 

@@ -20,7 +20,7 @@ POISON = {
     "<enc-hang>": "timeout",
     "<enc-eat>": "out-of-memory",
 }
-PATIENT = "sample_seconds: 5, encode_seconds: 2, sample_mib: 512"
+PATIENT = "sample_seconds: 8, encode_seconds: 3, sample_mib: 512"
 
 
 def write_job(folder: Path, texts: list[str], *, policy: str, config: str = "", kind: str = "Bytes",
@@ -63,7 +63,7 @@ def test_each_poison_is_one_quarantine_row_with_a_true_reason(
     assert verdicts(store) == [None if t in POISON else t for t in texts]
     found = {texts[row["row"]]: row for row in refused(store)}
     assert {text: row["reason"] for text, row in found.items()} == POISON
-    assert "policy.encode_seconds (2 s)" in found["<enc-hang>"]["message"]
+    assert "policy.encode_seconds (3 s)" in found["<enc-hang>"]["message"]
     assert all(row["stage"] == "encode" for text, row in found.items() if "enc" in text)
     cli("verify", store)
 

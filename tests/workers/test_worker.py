@@ -133,7 +133,7 @@ def test_an_exception_of_prepare_is_a_verdict_and_of_encode_a_programming_error(
 def test_a_sample_that_kills_its_child_costs_only_itself(tmp_path, marker, reason):
     write(tmp_path, ["a", marker, "b"])
     job = make_job(tmp_path, tokenizer="Bytes", stream={"config": {"child": True}})
-    worker = worker_of(job, limits=ChildLimits(progress=1.0))
+    worker = worker_of(job, limits=ChildLimits(progress=5.0 if marker == "<hang>" else 60.0))
     result = run(job, worker)
     worker.close()
     assert reasons(result) == {1: reason}

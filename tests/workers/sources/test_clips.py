@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 pytest.importorskip("av", reason="PyAV is not installed: pip install 'tokenmill[video]'")
@@ -191,6 +191,7 @@ def test_videos_larger_than_max_sample_bytes_are_cut_all_the_same(folder: Path) 
     assert len(read(open_source(config), "video")) == 3
 
 
+@settings(deadline=None)
 @given(
     scenes=st.lists(st.integers(1, 30), max_size=5),
     frames=st.integers(1, 8),

@@ -7,7 +7,7 @@ import json
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
@@ -157,6 +157,7 @@ def test_quantizer_equals_the_unit_vectors() -> None:
         assert torch.equal(fsq.from_ids(torch.arange(len(first))), first)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(2, 9), min_size=1, max_size=5), st.integers(0, 10**9))
 def test_ids_and_codes_are_one_to_one(levels: list[int], seed: int) -> None:
     fsq = FiniteScalar(tuple(levels))

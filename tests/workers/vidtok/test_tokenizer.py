@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 pytest.importorskip("av", reason="PyAV is not installed: pip install 'tokenmill[video]'")
@@ -103,6 +103,7 @@ def test_window_without_the_one_before_it_is_refused() -> None:
     assert error.value.reason == "window-lost"
 
 
+@settings(deadline=None)
 @given(
     frames=st.integers(1, 80),
     window=st.integers(1, 4),
