@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from tokenmill.pipelines.tensors import tensors
-from tokenmill.schemas.errors import JobError, TokenizerError
+from tokenmill.schemas.errors import JobError, SpaceMismatch, TokenizerError
 from tokenmill.schemas.tokenizer import Checkpoint, Decodes, Encoded, Tokenizer
 from tokenmill.store.dataset import Dataset, open_store
 from tokenmill.store.decoding import DecodeIds, StreamTokenizer
@@ -93,7 +93,16 @@ def load_recorded(stream: StreamTokenizer) -> Tokenizer:
         if stream.checkpoint
         else None
     )
-    return registry.load(stream.tokenizer, checkpoint, stream.config)
+    tokenizer = registry.load(stream.tokenizer, checkpoint, stream.config)
+    found = tokenizer.identity().space
+    if found != stream.space:  # the file was replaced, or a starter came with another version
+        raise SpaceMismatch(
+            f"the tokenizer of stream {stream.stream!r} is no longer the one that made its tokens",
+            where=stream.checkpoint or f"the starter of {stream.tokenizer}",
+            why=f"its space is {found}, the tokens' {stream.space}",
+            remedy="decode with the checkpoint and the version that made them",
+        )
+    return tokenizer
 
 
 def _decoder(stream: StreamTokenizer) -> DecodeIds:
