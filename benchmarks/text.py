@@ -6,7 +6,8 @@ PYTHON is an interpreter of an environment with datatrove (`pip install datatrov
 contender runs as a whole command on a small and on a large corpus; its rate is the slope between
 the two, which leaves start-up out; start-up is the small run's wall time minus what the slope says
 its tokens take. The slow contenders get a tenth of the corpus: a slope does not depend on it. All
-contenders must make the same number of tokens of the same corpus.
+contenders must make the same number of tokens of the same corpus. `-plain` writes raw ids as the
+bare loop does (`encoding: plain`); without it text is compressed, the default.
 """
 
 from __future__ import annotations
@@ -23,7 +24,13 @@ import corpus
 import measure
 
 HERE = Path(__file__).resolve().parent
-FAST = ("tokenmill-local", "tokenmill-ray", "bare-fast")
+FAST = (
+    "tokenmill-local",
+    "tokenmill-ray",
+    "tokenmill-local-plain",
+    "tokenmill-ray-plain",
+    "bare-fast",
+)
 SLOW = ("bare-reference", "datatrove")
 JOB = """\
 name: benchmark
@@ -32,7 +39,7 @@ pipelines:
   text:
     source: {{uri: {source}, format: parquet}}
     streams:
-      text: {{tokenizer: bpe, checkpoint: {tokenizer}, field: text}}
+      text: {{tokenizer: bpe, checkpoint: {tokenizer}, field: text, encoding: {encoding}}}
 """
 
 
@@ -59,8 +66,12 @@ def once(name: str, source: Path, folder: Path, tokenizer: Path, python: str) ->
         return measure.run([*command, str(source), str(out), str(tokenizer)])
     out.mkdir()
     job = out / "job.yaml"
-    job.write_text(JOB.format(store=out / "store", source=source, tokenizer=tokenizer))
-    executor = name.removeprefix("tokenmill-")
+    executor, _, plain = name.removeprefix("tokenmill-").partition("-")
+    job.write_text(
+        JOB.format(
+            store=out / "store", source=source, tokenizer=tokenizer, encoding=plain or "auto"
+        )
+    )
     main = "from tokenmill.pipelines.cli import main; main()"
     env = {**os.environ, "PYTHONPATH": str(HERE.parent), "RAY_USAGE_STATS_ENABLED": "0"}
     cost = measure.run([sys.executable, "-c", main, "run", str(job), "--executor", executor], env)
@@ -138,7 +149,7 @@ def _report(found: dict[str, list[dict[str, float]]]) -> None:
         cpu = statistics.median(f["cpu_rate"] for f in figures) / 1e6
         start = statistics.median(f["start"] for f in figures)
         print(f"{name:16} {rate:6.2f} M tokens/s  {cpu:6.2f} M per CPU-s  start {start:.1f} s")
-    for name in ("tokenmill-local", "tokenmill-ray"):
+    for name in [n for n in found if n.startswith("tokenmill")]:
         for peer in ("bare-fast", *SLOW):
             if found.get(name) and found.get(peer):
                 pairs = list(zip(found[name], found[peer], strict=True))
