@@ -22,6 +22,7 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
         yield ray
         return
     ray.init(
+        address="local",  # never a cluster that another test or person runs on this machine
         num_cpus=2,
         include_dashboard=False,
         object_store_memory=100 << 20,
