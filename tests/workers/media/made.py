@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import tempfile
 import wave
@@ -56,7 +57,15 @@ def video(
     with tempfile.NamedTemporaryFile() as out:  # a file: moov first needs a second pass
         _write(out.name, codec, container, frames, rate, stamps, pixels, matrix, full_range, gop,
                audio, size, moov_first)  # fmt: skip
+        _ordinary_priority()
         return Path(out.name).read_bytes()
+
+
+def _ordinary_priority() -> None:
+    """SVT-AV1's encoder makes root's process real-time, and all that it starts from then on: two
+    children that spin would keep both cores from everybody else for ever."""
+    for thread in Path("/proc/self/task").iterdir():
+        os.sched_setscheduler(int(thread.name), os.SCHED_OTHER, os.sched_param(0))
 
 
 def _write(
