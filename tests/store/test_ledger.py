@@ -322,12 +322,16 @@ def test_commit_repeated_after_an_error_writes_nothing_twice(access: Access) -> 
 # -- several at once ---------------------------------------------------------------------------
 
 
-def _rival(uri: str, run: str, seed: int, inputs: int, kill_at: int | None) -> None:
+def _rival(
+    uri: str, run: str, seed: int, inputs: int, kill_at: int | None, together: Any = None
+) -> None:
     """Plan what is uncovered in random cuts and commit it in random groups, until all is."""
     rng = random.Random(seed)
     ledger = Ledger.open(Access(uri), create=True)
     everything = [an_input(f"{n:03d}") for n in range(inputs)]
     commits = 0
+    if together is not None:
+        together.wait()  # imports take longer than the race: nobody begins before the others can
     while True:
         planned = ledger.seq(PIPELINE)
         have = set(ledger.coverage(PIPELINE)["input"].to_pylist())
@@ -349,8 +353,9 @@ def _rival(uri: str, run: str, seed: int, inputs: int, kill_at: int | None) -> N
 
 
 def _race(uri: str, inputs: int, kills: dict[int, int]) -> None:
+    together = SPAWN.Barrier(3)
     processes = [
-        SPAWN.Process(target=_rival, args=(uri, f"run{n}", n, inputs, kills.get(n)))
+        SPAWN.Process(target=_rival, args=(uri, f"run{n}", n, inputs, kills.get(n), together))
         for n in range(3)
     ]
     for process in processes:
