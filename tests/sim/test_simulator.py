@@ -53,7 +53,7 @@ def test_a_seed_gives_the_same_schedule_every_time() -> None:
 
 
 def test_a_failing_schedule_shrinks_to_what_matters_and_still_fails() -> None:
-    (mutant,) = [m for m in MUTANTS if m.name == "only what changed is planned again"]
+    (mutant,) = [m for m in MUTANTS if m.name == "commit does not look for its lost answer"]
     with mutant.planted() as parts:
         found = next(p for p in (play_seed(s, parts) for s in range(500)) if p.error)
         small = shrunk(found, parts, tries=500)
