@@ -94,7 +94,10 @@ def load_recorded(stream: StreamTokenizer) -> Tokenizer:
         else None
     )
     tokenizer = registry.load(stream.tokenizer, checkpoint, stream.config)
-    found = tokenizer.identity().space
+    identity = tokenizer.identity()
+    if stream.parent is not None:
+        identity = identity.child_of(stream.parent.space, stream.parent.recipe)
+    found = identity.space
     if found != stream.space:  # the file was replaced, or a starter came with another version
         raise SpaceMismatch(
             f"the tokenizer of stream {stream.stream!r} is no longer the one that made its tokens",
