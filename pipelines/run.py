@@ -93,6 +93,7 @@ def run(job: Job, options: Options, *, watch: Watcher, say: Say) -> Report:
         leases = [stack.enter_context(x) for x in _leases(session, run_id)]
         executor = session.executor()
         stack.callback(executor.close)
+        stack.enter_context(stops.signals())  # again: `ray.init` puts its own handlers in place
         limits = session.limits(executor)
         session.probe(executor, limits)
         session.check_fields()
