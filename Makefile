@@ -41,7 +41,7 @@ $(EXPORTS)/%/installed: tests/exports/%.txt tests/exports/torchvision/pyproject.
 
 # Real text of 100 MB in three formats, locally and on S3: some minutes.
 long: $(VENV)/installed
-	$(BIN)/python -m pytest -m long -s tests/long
+	$(BIN)/python -m pytest -m long -s tests/long tests/pipelines
 
 # Minutes of random kills on a cluster of three nodes and SeaweedFS; CHAOS_SECONDS and SEED may be given.
 chaos: $(VENV)/installed

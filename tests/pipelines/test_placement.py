@@ -243,6 +243,7 @@ def sharers(found: Sequence[dict[str, Any]]) -> dict[tuple[str, str], int]:
     }
 
 
+@pytest.mark.long  # a cluster of its own, minutes of it
 @pytest.mark.slow
 @pytest.mark.ray
 def test_one_actor_per_gpu_growth_when_a_node_joins_and_its_loss_without_loss_of_work(
@@ -280,6 +281,7 @@ def test_one_actor_per_gpu_growth_when_a_node_joins_and_its_loss_without_loss_of
     nodes.ask("kill", third)
 
 
+@pytest.mark.long  # a cluster of its own, minutes of it
 @pytest.mark.slow
 @pytest.mark.ray
 def test_tokenizers_share_a_gpu_by_fractions_and_labels_and_cpu_nodes_are_kept(
